@@ -1,0 +1,33 @@
+# Two commands set everything up: `make demo` and `make test`. Nothing else is needed but Python >= 3.11, venv and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint config/constraints.txt
+
+.PHONY: demo test check clean
+.DEFAULT_GOAL := test
+
+$(VENV)/.installed: pyproject.toml config/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say make PYTHON=python3.11"; exit 2; }
+	@echo "Setting up $(VENV) (once, until pyproject.toml or the constraints change) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.installed
+	@$(PIP) --editable '.[test,lint]'
+	@touch $@
+
+demo: $(VENV)/.installed      ## sell one photograph from end to end; IMAGE=path, FAIL=upscale, KEEP=1
+	@$(BIN)/smi demo $(if $(IMAGE),--image '$(IMAGE)') $(if $(FAIL),--fail '$(FAIL)') $(if $(KEEP),--keep)
+
+test: $(VENV)/.installed      ## the tests that need nothing installed
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.lint          ## lint, types, floors
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) var build *.egg-info

@@ -1,0 +1,220 @@
+"""Owns the settings: environment variables `SMI_*` (and `.env`), read once, checked together, frozen.
+
+Called by app.py, the command line and the processes; everything else gets a Settings as an argument.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from smi_workflow.errors import ConfigError
+
+# Stripe takes 30 minutes to 24 hours; five minutes' margin on both ends for clocks and slow requests.
+PAYMENT_TIMEOUT_HOURS_MIN = 35 / 60
+PAYMENT_TIMEOUT_HOURS_MAX = 24.0
+STRIPE_EXPIRY_MARGIN_SECONDS = 300
+
+Names = Annotated[tuple[str, ...], NoDecode]
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
+NonEmptySecret = Annotated[SecretStr, Field(min_length=1)]
+
+
+class Settings(BaseSettings):
+    """Every setting of the system. A field `public_url` is the variable `SMI_PUBLIC_URL`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SMI_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    # Where things are kept.
+    var_dir: Path = Field(
+        Path("var"), description="Folder for the embedded defaults: database, broker, files."
+    )
+    database_url: str = Field(
+        "", description="sqlite:///path, postgresql://…, mysql://…; default SQLite in var."
+    )
+    table_prefix: str = Field("wp_", pattern=r"^[A-Za-z0-9_]{0,32}$", description="Prefix of every table.")
+    wordpress_tables: bool = Field(
+        False,
+        description="True where the WordPress tables exist: post_id and attachment_id become foreign keys.",
+    )
+    broker_url: str = Field(
+        "", description="redis://, rediss://, unix://, amqp://; default an embedded server."
+    )
+    storage_url: str = Field("", description="file:///path; default the folder files in var.")
+
+    # Who we are.
+    secret_key: Secrets = Field(description="Signs links and tokens; several while rolling, newest first.")
+    public_url: str = Field("http://127.0.0.1:8000", description="Where buyers and providers reach us.")
+    downloads_url: str = Field(
+        "", description="Where the downloads process is reached; default SMI_PUBLIC_URL."
+    )
+    success_url: str = Field(
+        "", description="Where Stripe sends the buyer after paying; default a page of ours."
+    )
+    cancel_url: str = Field(
+        "", description="Where Stripe sends the buyer who gave up; default a page of ours."
+    )
+
+    # Stripe.
+    stripe_api_key: NonEmptySecret = Field(description="Secret key; its prefix tells test from live mode.")
+    stripe_webhook_secret: Secrets = Field(description="Endpoint secrets, comma-separated while rolling.")
+    stripe_api_base: str = Field("https://api.stripe.com", description="Stripe's API.")
+
+    # Upsampler.
+    upsampler_api_key: NonEmptySecret = Field(description="Bearer key of the Upsampler account.")
+    upsampler_api_base: str = Field("https://upsampler.com/api/v1", description="Upsampler's API.")
+    upsampler_image_type: Literal["realism", "anime", "universal"] = Field(
+        "universal", description="Upsampler's inputImageType."
+    )
+    upsampler_extra_inputs: dict[str, Any] = Field(
+        default_factory=dict, description='JSON object merged into Upsampler\'s input, e.g. {"detail": 8}.'
+    )
+    result_hosts: Names = Field(
+        ("*",), description="Hosts a result may come from, e.g. *.upsampler.com; * is any public host."
+    )
+    allow_private_addresses: bool = Field(
+        False,
+        description="True lets image URLs point into private networks and use http; for development only.",
+    )
+
+    # Mail.
+    smtp_url: str = Field("smtp://127.0.0.1:25", description="smtp://user:password@host:port or smtps://…")
+    mail_from: str = Field("", description="Sender address; default no-reply@ the public URL's host.")
+    admin_email: str = Field("", description="Who is told when a person is needed; empty: nobody.")
+
+    # Who may act (read by the admin interfaces).
+    admin_tokens: Secrets = Field((), description="name:token, comma-separated, for the API.")
+    admin_passwords: Secrets = Field((), description="name:hash, comma-separated, for the page.")
+
+    # Money.
+    currency: str = Field("usd", pattern=r"^[a-z]{3}$", description="Three letters, as Stripe writes them.")
+    markup_percentage: Decimal = Field(Decimal(500), ge=0, le=100_000, description="On top of the cost.")
+    unexpected_payment: Literal["refund", "hold"] = Field(
+        "refund", description="What happens to money that fits no sale: sent back, or held for a person."
+    )
+
+    # Deadlines.
+    payment_timeout_hours: float = Field(24.0, description="How long a buyer may take to pay.")
+    delayed_payment_days: float = Field(14.0, gt=0, description="How long a bank debit may take to settle.")
+    pending_timeout_hours: float = Field(
+        24.0, gt=0, description="How long a paid job may wait for Upsampler."
+    )
+    processing_timeout_minutes: float = Field(15.0, gt=0, description="How long an upscale may take.")
+    refund_delay_minutes: float = Field(30.0, ge=0, description="From failure to refund: time for a retry.")
+    download_expiry_hours: float = Field(24.0, gt=0, description="How long a download link works.")
+    poll_seconds: float = Field(
+        30.0, gt=0, description="First wait before asking Upsampler; later ones grow."
+    )
+    lease_seconds: float = Field(
+        60.0, ge=2, description="A worker's claim on an effect, renewed while it works."
+    )
+    sweep_seconds: float = Field(0.5, gt=0, description="How often the relay looks for what is due.")
+    ring_again_seconds: float = Field(5.0, gt=0, description="When the relay rings again for one effect.")
+
+    # Limits.
+    output_pixels_max: int = Field(64_000_000, gt=0, description="Largest result that is sold.")
+    source_bytes_max: int = Field(32 * 1024 * 1024, gt=0, description="Largest source image taken in.")
+    result_bytes_max: int = Field(512 * 1024 * 1024, gt=0, description="Largest result stored.")
+    fetch_timeout_seconds: float = Field(20.0, gt=0, description="Total time for fetching a source image.")
+
+    @field_validator(
+        "secret_key",
+        "stripe_webhook_secret",
+        "admin_tokens",
+        "admin_passwords",
+        "result_hosts",
+        mode="before",
+    )
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("secret_key", "stripe_webhook_secret")
+    @classmethod
+    def _at_least_one(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not value:
+            raise ValueError("needs at least one value")
+        return value
+
+    @field_validator("secret_key")
+    @classmethod
+    def _long_enough(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(len(key.get_secret_value()) < 32 for key in value):
+            raise ValueError("each key needs at least 32 characters; make one with: openssl rand -hex 32")
+        return value
+
+    @field_validator(
+        "public_url", "downloads_url", "success_url", "cancel_url", "stripe_api_base", "upsampler_api_base"
+    )
+    @classmethod
+    def _http_url(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError(f"must start with http:// or https://, not {value!r}")
+        return value.rstrip("/")
+
+    @field_validator("broker_url")
+    @classmethod
+    def _broker_scheme(cls, value: str) -> str:
+        if value and not value.startswith(("redis://", "rediss://", "unix://", "amqp://", "amqps://")):
+            raise ValueError("must be a redis://, rediss://, unix:// or amqp:// URL")
+        return value
+
+    @field_validator("payment_timeout_hours")
+    @classmethod
+    def _within_stripe_limits(cls, value: float) -> float:
+        if not PAYMENT_TIMEOUT_HOURS_MIN <= value <= PAYMENT_TIMEOUT_HOURS_MAX:
+            raise ValueError("Stripe keeps a checkout open for 0.5 to 24 hours; with margin: 0.59 to 24")
+        return value
+
+    @model_validator(mode="after")
+    def _fill_in(self) -> Self:
+        host = self.public_url.split("//", 1)[1].split("/")[0].split(":")[0]
+        defaults = {
+            "database_url": f"sqlite:///{self.var_dir / 'smi.sqlite3'}",
+            "storage_url": (self.var_dir / "files").absolute().as_uri(),
+            "downloads_url": self.public_url,
+            "success_url": f"{self.public_url}/thanks?job={{JOB_ID}}",
+            "cancel_url": f"{self.public_url}/cancelled?job={{JOB_ID}}",
+            "mail_from": f"no-reply@{host}",
+        }
+        for name, value in defaults.items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
+        return self
+
+    @property
+    def livemode(self) -> bool:
+        """True when the Stripe key moves real money."""
+        return "_live_" in self.stripe_api_key.get_secret_value()
+
+    @property
+    def secret_keys(self) -> tuple[bytes, ...]:
+        """The signing keys, newest first."""
+        return tuple(key.get_secret_value().encode() for key in self.secret_key)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment and `.env` once.
+
+    Args:
+        overrides: fields set by the caller (tests, the demo) instead of the environment.
+    Raises:
+        ConfigError: every missing or bad variable, by name, together.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            name = "SMI_" + str(item["loc"][0]).upper() if item["loc"] else "settings"
+            problem = "is not set" if item["type"] == "missing" else item["msg"].removeprefix("Value error, ")
+            problems.append(f"{name} {problem}")
+        raise ConfigError("These settings need attention (see config/env.example):", problems) from None
