@@ -115,9 +115,7 @@ class StaleLease(EngineError):
 class ServiceError(SmiError):
     """A provider did not do what was asked; `service` names it."""
 
-    def __init__(
-        self, service: str, message: str, *, code: str | None = None, status: int | None = None
-    ) -> None:
+    def __init__(self, service: str, message: str, *, code: str | None = None, status: int | None = None) -> None:
         self.service = service
         self.code = code
         self.status = status

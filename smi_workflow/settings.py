@@ -32,34 +32,22 @@ class Settings(BaseSettings):
     )
 
     # Where things are kept.
-    var_dir: Path = Field(
-        Path("var"), description="Folder for the embedded defaults: database, broker, files."
-    )
-    database_url: str = Field(
-        "", description="sqlite:///path, postgresql://…, mysql://…; default SQLite in var."
-    )
+    var_dir: Path = Field(Path("var"), description="Folder for the embedded defaults: database, broker, files.")
+    database_url: str = Field("", description="sqlite:///path, postgresql://…, mysql://…; default SQLite in var.")
     table_prefix: str = Field("wp_", pattern=r"^[A-Za-z0-9_]{0,32}$", description="Prefix of every table.")
     wordpress_tables: bool = Field(
         False,
         description="True where the WordPress tables exist: post_id and attachment_id become foreign keys.",
     )
-    broker_url: str = Field(
-        "", description="redis://, rediss://, unix://, amqp://; default an embedded server."
-    )
+    broker_url: str = Field("", description="redis://, rediss://, unix://, amqp://; default an embedded server.")
     storage_url: str = Field("", description="file:///path; default the folder files in var.")
 
     # Who we are.
     secret_key: Secrets = Field(description="Signs links and tokens; several while rolling, newest first.")
     public_url: str = Field("http://127.0.0.1:8000", description="Where buyers and providers reach us.")
-    downloads_url: str = Field(
-        "", description="Where the downloads process is reached; default SMI_PUBLIC_URL."
-    )
-    success_url: str = Field(
-        "", description="Where Stripe sends the buyer after paying; default a page of ours."
-    )
-    cancel_url: str = Field(
-        "", description="Where Stripe sends the buyer who gave up; default a page of ours."
-    )
+    downloads_url: str = Field("", description="Where the downloads process is reached; default SMI_PUBLIC_URL.")
+    success_url: str = Field("", description="Where Stripe sends the buyer after paying; default a page of ours.")
+    cancel_url: str = Field("", description="Where Stripe sends the buyer who gave up; default a page of ours.")
 
     # Stripe.
     stripe_api_key: NonEmptySecret = Field(description="Secret key; its prefix tells test from live mode.")
@@ -102,18 +90,12 @@ class Settings(BaseSettings):
     # Deadlines.
     payment_timeout_hours: float = Field(24.0, description="How long a buyer may take to pay.")
     delayed_payment_days: float = Field(14.0, gt=0, description="How long a bank debit may take to settle.")
-    pending_timeout_hours: float = Field(
-        24.0, gt=0, description="How long a paid job may wait for Upsampler."
-    )
+    pending_timeout_hours: float = Field(24.0, gt=0, description="How long a paid job may wait for Upsampler.")
     processing_timeout_minutes: float = Field(15.0, gt=0, description="How long an upscale may take.")
     refund_delay_minutes: float = Field(30.0, ge=0, description="From failure to refund: time for a retry.")
     download_expiry_hours: float = Field(24.0, gt=0, description="How long a download link works.")
-    poll_seconds: float = Field(
-        30.0, gt=0, description="First wait before asking Upsampler; later ones grow."
-    )
-    lease_seconds: float = Field(
-        60.0, ge=2, description="A worker's claim on an effect, renewed while it works."
-    )
+    poll_seconds: float = Field(30.0, gt=0, description="First wait before asking Upsampler; later ones grow.")
+    lease_seconds: float = Field(60.0, ge=2, description="A worker's claim on an effect, renewed while it works.")
     sweep_seconds: float = Field(0.5, gt=0, description="How often the relay looks for what is due.")
     ring_again_seconds: float = Field(5.0, gt=0, description="When the relay rings again for one effect.")
 

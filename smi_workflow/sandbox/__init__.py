@@ -1,0 +1,1 @@
+"""Stand-ins for the providers that run as real servers, faults included. Used by the demo and the tests."""
