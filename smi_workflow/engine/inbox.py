@@ -1,0 +1,231 @@
+"""Owns events: taken in once, translated later, settled in the commit of what they cause.
+
+Called by web/, which receives, and workers/, which handle.
+
+Law 10 lives here. None is dropped: what comes too early is parked, what can never apply is ignored, both with
+the reason; what stays parked for three days needs a person.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from smi_workflow.engine.fire import Engine
+from smi_workflow.engine.tables import EventRow, EventState
+from smi_workflow.engine.unit import EVENT_ACTOR, EVENT_QUEUE, Bell, Unit
+from smi_workflow.errors import (
+    EngineError,
+    GuardRefused,
+    InvalidInput,
+    TransitionNotAllowed,
+    UnknownSubject,
+)
+
+PATIENCE = timedelta(days=3)
+RETRY_FIRST_SECONDS = 5.0
+RETRY_MAX_SECONDS = 3600.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Fire:
+    """An event means: fire this trigger. If it is refused, try `or_else`; if that is refused too, `otherwise`."""
+
+    workflow: str
+    key: str
+    trigger: str
+    actor: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    or_else: Fire | None = None
+    otherwise: Literal["park", "ignore"] = "park"
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """An event cannot be used yet; the subject, where it is known, wakes it on its next transition."""
+
+    reason: str
+    workflow: str | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ignore:
+    """An event can never apply, or means nothing to us."""
+
+    reason: str
+
+
+Reading = Fire | Park | Ignore
+Translator = Callable[[EventRow], Reading]
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """The receipt for an event."""
+
+    id: str
+    is_new: bool
+
+
+class Inbox:
+    """Takes events in, and applies them.
+
+    Args:
+        translators: provider → what its events mean. They read, but change nothing and call no provider.
+    """
+
+    def __init__(self, engine: Engine, translators: Mapping[str, Translator]) -> None:
+        self._engine = engine
+        self._translators = translators
+        self._table = engine.tables.events
+
+    def receive(self, provider: str, event_id: str, kind: str, payload: str) -> Received:
+        """Keep an event, once however often it is delivered; one commit, then the bell.
+
+        Args:
+            event_id: the provider's name for it, unique with the provider.
+            payload: JSON, already cut down to what translating needs.
+        """
+
+        def work(unit: Unit) -> Received:
+            new_id = self._engine.chance.new_id()
+            row = {
+                "id": new_id, "provider": provider, "event_id": event_id, "kind": kind, "payload": payload,
+                "due_at": unit.now, "received_at": unit.now,
+            }  # fmt: skip
+            self._table.insert(**row).on_conflict_ignore().execute()
+            found = self._table.get((self._table.provider == provider) & (self._table.event_id == event_id))
+            if found.id == new_id:
+                unit.bells.append(Bell(new_id, EVENT_ACTOR, EVENT_QUEUE))
+            return Received(found.id, found.id == new_id)
+
+        return self._engine.run(work)
+
+    def handle(self, inbox_id: str) -> EventState | None:
+        """Apply one event, or park or ignore it; None when there is no such event.
+
+        Safe to call any number of times, from any number of workers.
+        """
+        row = self._table.get_or_none(self._table.id == inbox_id)
+        if row is None:
+            log.warning("no event %s in the inbox", inbox_id)
+            return None
+        if row.state not in (EventState.RECEIVED, EventState.PARKED):
+            return EventState(row.state)
+        try:
+            translator = self._translators.get(row.provider)
+            reading = translator(row) if translator else Ignore(f"nobody reads events of {row.provider}")
+            return self._follow(row, reading)
+        except InvalidInput as error:
+            return self._close(row, EventState.IGNORED, f"cannot be read: {error}")
+        except _Settled:
+            return EventState(self._table.get_by_id(inbox_id).state)
+
+    def due(self, now: datetime, limit: int) -> list[EventRow]:
+        """Events nobody has handled although they are due."""
+        table = self._table
+        open_states = table.state.in_((EventState.RECEIVED, EventState.PARKED))
+        return list(table.select().where(open_states & (table.due_at <= now)).order_by(table.due_at).limit(limit))
+
+    def _follow(self, row: EventRow, reading: Reading) -> EventState:
+        if isinstance(reading, Ignore):
+            return self._close(row, EventState.IGNORED, reading.reason)
+        if isinstance(reading, Park):
+            return self._park(row, reading)
+        refusals = []
+        seen: dict[tuple[str, str], int] = {}
+        step: Fire | None = reading
+        last = reading
+        while step is not None:
+            try:
+                return self._apply(row, step, seen)
+            except (GuardRefused, TransitionNotAllowed) as refusal:
+                refusals.append(str(refusal))
+                last, step = step, step.or_else
+            except UnknownSubject as unknown:
+                return self._park(row, Park(str(unknown)))
+        reason = "; ".join(refusals)
+        if last.otherwise == "ignore":
+            return self._close(row, EventState.IGNORED, reason)
+        return self._park(row, Park(reason, last.workflow, last.key), seen.get((last.workflow, last.key)))
+
+    def _apply(self, row: EventRow, step: Fire, seen: dict[tuple[str, str], int]) -> EventState:
+        def work(unit: Unit) -> EventState:
+            # The subject before the event: the order every other writer takes its locks in.
+            seen[(step.workflow, step.key)] = unit.lock(step.workflow, step.key).version
+            self._settle(unit, row, EventState.APPLIED, step.trigger)
+            unit.fire(
+                step.workflow, step.key, step.trigger, actor=step.actor, reason=step.reason, facts=step.facts
+            )
+            return EventState.APPLIED
+
+        return self._engine.run(work, cause=f"event:{row.id}")
+
+    def _close(self, row: EventRow, state: EventState, reason: str) -> EventState:
+        def work(unit: Unit) -> EventState:
+            if row.state == EventState.PARKED and row.workflow and row.subject_id:
+                unit.lock(row.workflow, row.subject_id)
+            self._settle(unit, row, state, reason)
+            return state
+
+        return self._engine.run(work)
+
+    def _park(self, row: EventRow, park: Park, refused_at: int | None = None) -> EventState:
+        def work(unit: Unit) -> EventState:
+            moved = False
+            if park.workflow and park.key:
+                moved = refused_at not in (None, unit.lock(park.workflow, park.key).version)
+            if unit.now - row.received_at >= PATIENCE:
+                self._settle(unit, row, EventState.NEEDS_PERSON, park.reason)
+                return EventState.NEEDS_PERSON
+            delay = min(RETRY_MAX_SECONDS, RETRY_FIRST_SECONDS * 2**row.attempts)
+            values = {
+                "state": EventState.PARKED, "reason": park.reason, "workflow": park.workflow,
+                "subject_id": park.key, "attempts": row.attempts + 1,
+                "due_at": unit.now + timedelta(seconds=delay),
+            }  # fmt: skip
+            if moved:
+                # The subject went on between the refusal and now: its transition could not wake us yet.
+                values["due_at"] = unit.now
+                unit.bells.append(Bell(row.id, EVENT_ACTOR, EVENT_QUEUE))
+            self._move(row, values)
+            if row.state == EventState.PARKED:
+                _count(unit, row.workflow, row.subject_id, -1)
+            _count(unit, park.workflow, park.key, +1)
+            return EventState.PARKED
+
+        return self._engine.run(work)
+
+    def _settle(self, unit: Unit, row: EventRow, state: EventState, reason: str) -> None:
+        self._move(row, {"state": state, "reason": reason, "settled_at": unit.now})
+        if row.state == EventState.PARKED:
+            _count(unit, row.workflow, row.subject_id, -1)
+
+    def _move(self, row: EventRow, values: Mapping[str, object]) -> None:
+        """Compare-and-set on what was read: whoever comes second changes nothing at all."""
+        table = self._table
+        unchanged = (table.id == row.id) & (table.state == row.state) & (table.attempts == row.attempts)
+        if table.update(**values).where(unchanged).execute() != 1:
+            raise _Settled
+
+
+def _count(unit: Unit, workflow: str | None, key: str | None, change: int) -> None:
+    """Keep the subject's number of parked events, so that a transition looks for them only when there are some."""
+    if workflow is None or key is None:
+        return
+    flow = unit.registry.workflow(workflow)
+    model = unit.registry.bound(flow.model)
+    row = unit.lock(workflow, key)
+    row.parked_events += change
+    model.update(parked_events=row.parked_events).where(getattr(model, flow.key) == key).execute()
+
+
+class _Settled(EngineError):
+    """Another worker was first; not an error, and never seen outside."""

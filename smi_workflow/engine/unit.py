@@ -1,0 +1,402 @@
+"""Owns one database transaction of the engine: locks, starts and fires subjects inside it. Called by fire.py.
+
+Law 1 lives here: guards, the row, its history, the effects owed, other subjects and whatever caused it all
+are written through one Unit, committed together or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeVar
+
+from peewee import Database, Model
+
+from smi_workflow.engine.clock import Chance
+from smi_workflow.engine.database import Slot, Statement, is_sqlite, rows_as, stamp
+from smi_workflow.engine.declaration import Case, Facts, MissingFact
+from smi_workflow.engine.outbox import Outbox
+from smi_workflow.engine.tables import EventState, Subject, Tables
+from smi_workflow.engine.workflow import Workflow
+from smi_workflow.errors import (
+    EngineError,
+    GuardRefused,
+    InvalidInput,
+    StaleState,
+    TransitionConflict,
+    TransitionNotAllowed,
+    UnknownSubject,
+    UnknownTrigger,
+)
+
+M = TypeVar("M", bound=Model)
+
+EVENT_ACTOR = "handle_event"
+EVENT_QUEUE = "events"
+
+
+@dataclass(frozen=True, slots=True)
+class Bell:
+    """What to ring once the commit stands."""
+
+    message_id: str
+    actor_name: str
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class OwedEffect:
+    """An effect that a transition wrote to the queue."""
+
+    id: str
+    name: str
+    queue: str
+    due_at: datetime
+    is_timer: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """One applied trigger, as history keeps it."""
+
+    workflow: str
+    subject_id: str
+    trigger: str
+    sequence: int
+    from_state: str
+    to_state: str
+    actor: str
+    reason: str
+    at: datetime
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    owed: tuple[OwedEffect, ...] = ()
+    hook: str | None = None
+    replayed: bool = False
+
+
+class Registry:
+    """The workflows and tables of one engine, with their statements compiled once."""
+
+    def __init__(
+        self,
+        database: Database,
+        tables: Tables,
+        workflows: Mapping[str, Workflow],
+        models: Mapping[type[Model], type[Model]],
+        chance: Chance,
+    ) -> None:
+        self.database = database
+        self.tables = tables
+        self.workflows = workflows
+        self.models = models
+        self.chance = chance
+        self._statements: dict[object, Statement] = {}
+        self._converters: dict[str, tuple[list[str], list[Any]]] = {}
+
+    def workflow(self, name: str) -> Workflow:
+        """The declared workflow of this name."""
+        if name not in self.workflows:
+            raise EngineError(f"there is no workflow {name}; there are: {', '.join(self.workflows)}")
+        return self.workflows[name]
+
+    def bound(self, model: type[M]) -> type[M]:
+        """The declared model, bound to this engine's database."""
+        return self.models[model]  # type: ignore[return-value]  # bind() keeps the type
+
+    def statement(self, key: object, build: Callable[[], Any]) -> Statement:
+        """The compiled statement of this key; built on first use."""
+        found = self._statements.get(key)
+        if found is None:
+            found = self._statements[key] = Statement(self.database, build())
+        return found
+
+    def read(self, flow: Workflow, key: str, *, lock: bool = False) -> Any:
+        """Load a subject's row, under its lock if asked; None when there is none."""
+        model = self.bound(flow.model)
+
+        def build() -> Any:
+            query = model.select().where(getattr(model, flow.key) == Slot("key"))
+            return query.for_update() if lock and not is_sqlite(self.database) else query
+
+        names, converters = self._columns(flow)
+        cursor = self.statement(("read", flow.name, lock), build).run({"key": key})
+        rows = rows_as(model, names, converters, cursor)
+        return rows[0] if rows else None
+
+    def _columns(self, flow: Workflow) -> tuple[list[str], list[Any]]:
+        found = self._converters.get(flow.name)
+        if found is None:
+            fields = self.bound(flow.model)._meta.sorted_fields
+            plain = {"VARCHAR", "TEXT", "LONGTEXT", "INT", "BIGINT", "AUTO", "BIGAUTO"}
+            names = [item.name for item in fields]
+            found = names, [None if item.field_type in plain else item.python_value for item in fields]
+            self._converters[flow.name] = found
+        return found
+
+
+class Unit:
+    """One open transaction. What it has locked, it keeps; what it owes is rung after the commit."""
+
+    def __init__(self, registry: Registry, outbox: Outbox, now: datetime) -> None:
+        self.registry = registry
+        self.outbox = outbox
+        self.now = now
+        self.bells: list[Bell] = []
+        self.applied: list[Applied] = []
+        self.cause: str | None = None
+        self._rows: dict[tuple[str, str], Any] = {}
+
+    def bound(self, model: type[M]) -> type[M]:
+        """The declared model, bound to this transaction's database."""
+        return self.registry.bound(model)
+
+    def lock(self, workflow: str, key: str) -> Any:
+        """Take the row's lock, its parent's first, and return the row as it is now.
+
+        Raises:
+            UnknownSubject: no such row.
+        """
+        held = self._rows.get((workflow, key))
+        if held is not None:
+            return held
+        flow = self.registry.workflow(workflow)
+        if flow.parent is not None:
+            unlocked = self.registry.read(flow, key)
+            if unlocked is None:
+                raise UnknownSubject(workflow, key)
+            # A row never changes its parent, so what was read without a lock stays true.
+            self.lock(flow.parent.workflow, getattr(unlocked, flow.parent.column))
+        row = self.registry.read(flow, key, lock=True)
+        if row is None:
+            raise UnknownSubject(workflow, key)
+        self._rows[(workflow, key)] = row
+        return row
+
+    def start(self, workflow: str, columns: Mapping[str, object], *, actor: str, reason: str = "") -> Any:
+        """Create a subject in its first state, with history and the effects of that state.
+
+        Returns: the new row.
+        """
+        flow = self.registry.workflow(workflow)
+        if flow.parent is not None:
+            self.lock(flow.parent.workflow, str(columns[flow.parent.column]))
+        model = self.registry.bound(flow.model)
+        row = model(**columns, **{flow.state_column: flow.initial}, version=1, visit=1)
+        row.save(force_insert=True)
+        key = str(getattr(row, flow.key))
+        self._rows[(workflow, key)] = row
+        case = self._case(flow, row, flow.started_by, {}, actor, reason)
+        case.owe(flow.state(flow.initial).owes)
+        self._write_history(
+            flow, case, key, sequence=1, from_state="", to_state=flow.initial, idempotency_key=None
+        )
+        owed = self._owe(flow, case, key, visit=1, sequence=1)
+        self._note(flow, case, key, 1, "", flow.initial, owed, flow.start_hook)
+        return row
+
+    def fire(
+        self,
+        workflow: str,
+        key: str,
+        trigger: str,
+        *,
+        actor: str,
+        reason: str = "",
+        facts: Mapping[str, Any] | None = None,
+        expected_state: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Applied:
+        """Apply one trigger to one subject inside this transaction.
+
+        Raises:
+            UnknownSubject, UnknownTrigger, TransitionNotAllowed, StaleState, GuardRefused: refused, nothing done.
+            TransitionConflict: the row moved although we hold its lock (another writer that takes none).
+        """
+        flow = self.registry.workflow(workflow)
+        row = self.lock(workflow, key)
+        state = str(getattr(row, flow.state_column))
+        if idempotency_key is not None:
+            earlier = self._earlier(flow, key, trigger, idempotency_key)
+            if earlier is not None:
+                return earlier
+        if expected_state is not None and expected_state != state:
+            raise StaleState(workflow, key, expected_state, state)
+        allowed = flow.allowed(state)
+        if trigger not in allowed:
+            kind = TransitionNotAllowed if trigger in flow.triggers() else UnknownTrigger
+            raise kind(workflow, key, state, trigger, allowed)
+        case = self._case(flow, row, trigger, facts or {}, actor, reason)
+        self._execute(flow, case, key)
+        return self._write(flow, case, key, state, idempotency_key)
+
+    # -- the steps of fire, in order ----------------------------------------------------------------------------
+
+    def _execute(self, flow: Workflow, case: Case[Any], key: str) -> None:
+        try:
+            done = flow.machine.events[case.trigger].trigger(case)
+        except MissingFact as missing:
+            raise InvalidInput(
+                missing.name, f"'{case.trigger}' needs this fact, and it was not given"
+            ) from missing
+        if done:
+            return
+        if case.refusals:
+            guard, why = case.refusals[0]
+            raise GuardRefused(flow.name, key, case.state, case.trigger, guard, why)
+        raise TransitionNotAllowed(flow.name, key, case.state, case.trigger, flow.allowed(case.state))
+
+    def _write(
+        self, flow: Workflow, case: Case[Any], key: str, from_state: str, idempotency_key: str | None
+    ) -> Applied:
+        move = case.move
+        assert move is not None
+        moved = move.to is not None
+        version, old_visit = case.row.version, case.row.visit
+        sequence = version + 1
+        visit = sequence if moved else old_visit
+        case.set(version=sequence, visit=visit, **{flow.state_column: case.state})
+        self._update(flow, case, key, version)
+        self._write_history(flow, case, key, sequence, from_state, case.state, idempotency_key)
+        if moved and flow.sets_timers(from_state):
+            self.outbox.cancel_timers(flow.name, key, old_visit, self.now)
+        for effect in move.cancels:
+            self.outbox.cancel(flow.name, key, old_visit, effect.name, self.now)
+        owed = self._owe(flow, case, key, visit, sequence)
+        if case.row.parked_events:
+            self._wake_parked(flow.name, key)
+        return self._note(flow, case, key, sequence, from_state, case.state, owed, move.hook)
+
+    def _update(self, flow: Workflow, case: Case[Any], key: str, version: int) -> None:
+        model = self.registry.bound(flow.model)
+        names = tuple(sorted(case.changes))
+
+        def build() -> Any:
+            values = {name: Slot(name) for name in names}
+            matches = (getattr(model, flow.key) == Slot("key")) & (model.version == Slot("version_read"))
+            return model.update(values).where(matches)
+
+        fields = model._meta.fields
+        values: dict[str, object] = {name: fields[name].db_value(case.changes[name]) for name in names}
+        values |= {"key": key, "version_read": version}
+        cursor = self.registry.statement(("update", flow.name, names), build).run(values)
+        if cursor.rowcount != 1:
+            raise TransitionConflict(f"{flow.name} {key} is no longer at version {version}")
+
+    def _write_history(
+        self,
+        flow: Workflow,
+        case: Case[Any],
+        key: str,
+        sequence: int,
+        from_state: str,
+        to_state: str,
+        idempotency_key: str | None,
+    ) -> None:
+        table = self.registry.tables.transitions
+        values: dict[str, object] = {
+            "workflow": flow.name,
+            "subject_id": key,
+            "sequence": sequence,
+            "trigger": case.trigger,
+            "from_state": from_state,
+            "to_state": to_state,
+            "actor": case.actor,
+            "reason": case.reason,
+            "metadata": to_json(case.metadata) if case.metadata else "{}",
+            "fingerprint": flow.fingerprint,
+            "idempotency_key": idempotency_key,
+            "caused_by": self.cause,
+            "created_at": stamp(self.now),
+        }
+        self.registry.statement("history", lambda: table.insert({name: Slot(name) for name in values})).run(values)
+
+    def _owe(self, flow: Workflow, case: Case[Any], key: str, visit: int, sequence: int) -> tuple[OwedEffect, ...]:
+        owed = []
+        for item in case.owed:
+            delay = item.after(case) if item.after is not None else None
+            owed.append(
+                (
+                    item,
+                    to_json(item.inputs(case)) if item.inputs is not None else "{}",
+                    self.now + delay if delay is not None else self.now,
+                    self.registry.chance.new_id(),
+                )
+            )
+        self.outbox.insert(flow.name, key, visit, sequence, owed, self.now)
+        for item, _, due_at, effect_id in owed:
+            if due_at <= self.now:
+                self.bells.append(Bell(effect_id, item.effect.name, item.effect.queue))
+        return tuple(
+            OwedEffect(effect_id, item.effect.name, item.effect.queue, due_at, item.is_timer)
+            for item, _, due_at, effect_id in owed
+        )
+
+    def _wake_parked(self, workflow: str, key: str) -> None:
+        """Events that came too early are tried again on each transition of their subject."""
+        events = self.registry.tables.events
+        parked = (events.workflow == workflow) & (events.subject_id == key) & (events.state == EventState.PARKED)
+        ids = [row.id for row in events.select(events.id).where(parked)]
+        if ids:
+            events.update(due_at=self.now).where(events.id.in_(ids)).execute()
+            self.bells += [Bell(event_id, EVENT_ACTOR, EVENT_QUEUE) for event_id in ids]
+
+    # -- small parts ----------------------------------------------------------------------------------------------
+
+    def _case(
+        self, flow: Workflow, row: Subject, trigger: str, facts: Mapping[str, Any], actor: str, reason: str
+    ) -> Case[Any]:
+        return Case(
+            row=row,
+            state=str(getattr(row, flow.state_column)),
+            trigger=trigger,
+            facts=Facts(facts),
+            now=self.now,
+            actor=actor,
+            reason=reason,
+            unit=self,
+        )
+
+    def _earlier(self, flow: Workflow, key: str, trigger: str, idempotency_key: str) -> Applied | None:
+        table = self.registry.tables.transitions
+        row = (
+            table.select()
+            .where(
+                (table.workflow == flow.name)
+                & (table.subject_id == key)
+                & (table.idempotency_key == idempotency_key)
+            )
+            .first()
+        )
+        if row is None:
+            return None
+        if row.trigger != trigger:
+            raise InvalidInput("idempotency_key", f"was used for '{row.trigger}', not for '{trigger}'")
+        return Applied(
+            flow.name, key, row.trigger, row.sequence, row.from_state, row.to_state, row.actor, row.reason,
+            row.created_at, json.loads(row.metadata), replayed=True,
+        )  # fmt: skip
+
+    def _note(
+        self,
+        flow: Workflow,
+        case: Case[Any],
+        key: str,
+        sequence: int,
+        from_state: str,
+        to_state: str,
+        owed: tuple[OwedEffect, ...],
+        hook: str | None,
+    ) -> Applied:
+        applied = Applied(
+            flow.name, key, case.trigger, sequence, from_state, to_state, case.actor, case.reason,
+            self.now, dict(case.metadata), owed, hook,
+        )  # fmt: skip
+        self.applied.append(applied)
+        return applied
+
+
+def to_json(value: Mapping[str, object]) -> str:
+    """Write metadata and inputs the same way each time: sorted keys, no spaces, no floats for money."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)

@@ -1,0 +1,250 @@
+"""Owns the declaration of a workflow and its checks; `transitions` executes it.
+
+Called by jobs/, which declares, and by fire.py, which runs.
+
+A workflow is data: states, moves, guards, the effects they owe. `Workflow` turns it into one shared
+`transitions.Machine`, refuses a declaration with holes in it, and fingerprints it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from transitions import EventData, Machine
+from transitions import State as MachineState
+
+from smi_workflow.engine.declaration import Case, Check, Effect, Move, Owed, Parent, State
+from smi_workflow.engine.tables import Subject
+from smi_workflow.errors import ConfigError
+
+
+@dataclass(slots=True)
+class Workflow:
+    """A declared machine, checked and ready to run.
+
+    Args:
+        name: how rows, messages and errors call the subject.
+        model: the subject's table (unbound).
+        key: its unique column that the outside knows it by.
+        state_column: where its state is kept.
+        started_by: trigger name written in the history's first row.
+    Raises:
+        ConfigError: every hole in the declaration, together.
+    """
+
+    name: str
+    model: type[Subject]
+    key: str
+    state_column: str
+    initial: str
+    states: tuple[State, ...]
+    moves: tuple[Move, ...]
+    started_by: str = "create"
+    start_hook: str | None = None
+    parent: Parent | None = None
+    fingerprint: str = field(init=False)
+    machine: Machine = field(init=False, repr=False)
+    _by_name: dict[str, State] = field(init=False, repr=False)
+    _timed: set[str] = field(init=False, repr=False)
+    _allowed: dict[str, tuple[str, ...]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        problems = self.problems()
+        if problems:
+            raise ConfigError(f"workflow {self.name} is not sound:", problems)
+        self._by_name = {state.name: state for state in self.states}
+        self._allowed = {
+            state.name: tuple(
+                dict.fromkeys(move.trigger for move in self.moves if state.name in move.sources(self.states))
+            )
+            for state in self.states
+        }
+        self._timed = {state for where, owed in self._owed_where() if owed.is_timer for state in where}
+        self.machine = self._build()
+        self.fingerprint = self._fingerprint()
+
+    def state(self, name: str) -> State:
+        """The declared state of this name."""
+        return self._by_name[name]
+
+    def allowed(self, state: str) -> tuple[str, ...]:
+        """Triggers that this state knows, whatever the guards say."""
+        return self._allowed.get(state, ())
+
+    def triggers(self) -> tuple[str, ...]:
+        """Every declared trigger, in the table's order."""
+        return tuple(dict.fromkeys(move.trigger for move in self.moves))
+
+    def effects(self) -> dict[str, Effect]:
+        """Every effect that some state or move owes, by name."""
+        owed = [item for state in self.states for item in state.owes]
+        owed += [item for move in self.moves for item in move.owes]
+        return {item.effect.name: item.effect for item in owed}
+
+    def sets_timers(self, state: str) -> bool:
+        """True when a stay in this state may own timers, which leaving it cancels."""
+        return state in self._timed
+
+    def moves_from(self, state: str, trigger: str) -> list[Move]:
+        """The moves that this trigger may make from this state, in the order they are tried."""
+        return [m for m in self.moves if m.trigger == trigger and state in m.sources(self.states)]
+
+    # -- building ---------------------------------------------------------------------------------------------
+
+    def _build(self) -> Machine:
+        """One machine for all rows: its events are triggered on a Case, which is never registered as a model.
+
+        Registering every row (`add_model`) would compare rows with == and keep them all alive; see the
+        contract test on `Event.trigger`.
+        """
+        machine = Machine(
+            model=None,
+            states=[MachineState(s.name, on_enter=[_owing(s.owes)]) for s in self.states],
+            initial=self.initial,
+            auto_transitions=False,
+            send_event=True,
+        )
+        for move in self.moves:
+            for source in move.sources(self.states):
+                machine.add_transition(
+                    move.trigger,
+                    source,
+                    move.to,
+                    conditions=[_selecting(move), *(_guarding(guard) for guard in move.guards)],
+                    before=[_beginning(move)],
+                    after=[_owing(move.owes)],
+                )
+        return machine
+
+    def _fingerprint(self) -> str:
+        described = {
+            "initial": self.initial,
+            "states": [[s.name, [_describe(o) for o in s.owes]] for s in self.states],
+            "moves": [
+                [
+                    m.trigger,
+                    sorted(m.sources(self.states)),
+                    m.to,
+                    [guard_name(g) for g in m.guards],
+                    guard_name(m.when) if m.when else None,
+                    guard_name(m.change) if m.change else None,
+                    [_describe(o) for o in m.owes],
+                    [e.name for e in m.cancels],
+                ]
+                for m in self.moves
+            ],
+        }
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+    # -- checks -----------------------------------------------------------------------------------------------
+
+    def problems(self) -> list[str]:
+        """What is wrong with the declaration; empty when it is sound."""
+        names = [state.name for state in self.states]
+        found = [f"state {name} is declared twice" for name in sorted(set(names)) if names.count(name) > 1]
+        if self.initial not in names:
+            found.append(f"the first state {self.initial} is not declared")
+        for move in self.moves:
+            unknown = {s for s in (*move.sources(self.states), move.to) if s is not None and s not in names}
+            found += [f"{move.trigger} names the unknown state {name}" for name in sorted(unknown)]
+            if not move.sources(self.states):
+                found.append(f"{move.trigger} has no state to start from")
+            if move.to is not None and move.cancels:
+                found.append(f"{move.trigger} leaves the visit: what it cancels is cancelled anyway or survives")
+        found += [f"state {name} cannot be reached" for name in names if name not in self._reachable()]
+        found += [
+            f"state {s.name} waits, but sets no deadline"
+            for s in self.states
+            if s.waiting and not any(owed.deadline and owed.is_timer and owed.when is None for owed in s.owes)
+        ]
+        return found + self._effect_problems()
+
+    def _effect_problems(self) -> list[str]:
+        found = []
+        effects: dict[str, Effect] = {}
+        for where, owed in self._owed_where():
+            effect = owed.effect
+            if effects.setdefault(effect.name, effect) is not effect:
+                found.append(f"two different effects are called {effect.name}")
+            if effect.failure is None and not effect.harmless:
+                found.append(f"effect {effect.name} has no failure trigger, and does not say why that is harmless")
+            elif effect.failure is not None:
+                found += [
+                    f"effect {effect.name} is owed in {state}, which lacks its failure trigger {effect.failure}"
+                    for state in where
+                    if not self.moves_from(state, effect.failure)
+                ]
+        return sorted(set(found))
+
+    def _owed_where(self) -> list[tuple[tuple[str, ...], Owed]]:
+        """Each owed effect with the states the row may be in while it is owed."""
+        everywhere = tuple(state.name for state in self.states)
+        pairs: list[tuple[tuple[str, ...], Owed]] = [
+            ((state.name,), owed) for state in self.states for owed in state.owes
+        ]
+        for move in self.moves:
+            stays = move.sources(self.states) if move.to is None else (move.to,)
+            pairs += [(stays, owed) for owed in move.owes]
+        return [(everywhere if owed.effect.survives else where, owed) for where, owed in pairs]
+
+    def _reachable(self) -> set[str]:
+        seen = {self.initial}
+        grown = True
+        while grown:
+            reached = {
+                move.to for move in self.moves if move.to is not None and seen & set(move.sources(self.states))
+            }
+            grown = not reached <= seen
+            seen |= reached
+        return seen
+
+
+def guard_name(function: Callable[..., object]) -> str:
+    """How a guard or change is called in errors, pictures and the fingerprint."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _case(event: EventData) -> Case[Any]:
+    return cast("Case[Any]", event.model)
+
+
+def _describe(owed: Owed) -> list[object]:
+    effect = owed.effect
+    return [effect.name, effect.failure, effect.survives, owed.is_timer, owed.deadline]
+
+
+def _selecting(move: Move) -> Callable[[EventData], bool]:
+    def selects(event: EventData) -> bool:
+        return move.when is None or move.when(_case(event))
+
+    return selects
+
+
+def _guarding(guard: Check) -> Callable[[EventData], bool]:
+    def agrees(event: EventData) -> bool:
+        reason = guard(_case(event))
+        if reason is None:
+            return True
+        # transitions only learns True or False; the reason is left on the case.
+        _case(event).refusals.append((guard_name(guard), reason))
+        return False
+
+    return agrees
+
+
+def _beginning(move: Move) -> Callable[[EventData], None]:
+    def begin(event: EventData) -> None:
+        _case(event).begin(move)
+
+    return begin
+
+
+def _owing(owes: tuple[Owed, ...]) -> Callable[[EventData], None]:
+    def owe(event: EventData) -> None:
+        _case(event).owe(owes)
+
+    return owe
