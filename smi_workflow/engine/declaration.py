@@ -58,6 +58,9 @@ class Facts(Mapping[str, Any]):
 class UnitOfWork(Protocol):
     """What a change may do to other rows, all in the same commit."""
 
+    def new_id(self) -> str:
+        """A fresh id from the engine's source, for a new subject."""
+
     def bound(self, model: type[M]) -> type[M]:
         """The declared model, bound to the database of this transaction."""
 
@@ -82,6 +85,7 @@ class Case(Generic[R]):
     """One attempt to apply one trigger to one locked row. It is the object that `transitions` drives.
 
     Guards read `row`, `facts` and `now`; a change calls `set`, `record`, and `unit` for other subjects.
+    `policy` is whatever the engine was given for the shop's settings: deadlines, limits, keys.
     """
 
     row: R
@@ -92,6 +96,7 @@ class Case(Generic[R]):
     actor: str
     reason: str
     unit: UnitOfWork
+    policy: Any = None
     refusals: list[tuple[str, str]] = field(default_factory=list)
     changes: dict[str, object] = field(default_factory=dict)
     metadata: dict[str, object] = field(default_factory=dict)
@@ -116,7 +121,10 @@ class Case(Generic[R]):
 
     def owe(self, owes: Sequence[Owed]) -> None:
         """Called by the machine on entering a state and after a move."""
-        self.owed.extend(item for item in owes if item.when is None or item.when(self))
+        only_timers = self.move is not None and self.move.quiet is not None and self.move.quiet(self)
+        self.owed.extend(
+            item for item in owes if (item.is_timer or not only_timers) and (item.when is None or item.when(self))
+        )
 
 
 Check = Callable[[Case[Any]], str | None]
@@ -198,6 +206,7 @@ class Move:
         owes: effects of this move, beside those of the state it enters.
         cancels: effects of the present visit that are no longer owed.
         by: who usually causes it, for the reader.
+        quiet: where it is true, only timers are owed: deadlines without side effects.
         hook: name announced to listeners after the commit.
     """
 
@@ -209,6 +218,7 @@ class Move:
     change: Change | None = None
     owes: tuple[Owed, ...] = ()
     cancels: tuple[Effect, ...] = ()
+    quiet: Condition | None = None
     by: str = ""
     hook: str | None = None
 

@@ -56,6 +56,7 @@ class Engine:
     Args:
         workflows: checked declarations.
         models: declared model → model bound to `database`, for every table that changes may write.
+        policy: the settings that guards, changes and delays may read.
         ring: the doorbell: (message id, Dramatiq actor's name, queue). A hint; it must not raise.
     """
 
@@ -70,13 +71,14 @@ class Engine:
         chance: Chance,
         ring: Ring,
         lease: timedelta = timedelta(seconds=60),
+        policy: object = None,
     ) -> None:
         self.database = database
         self.tables = tables
         self.clock = clock
         self.chance = chance
         self.lease = lease
-        self.registry = Registry(database, tables, {flow.name: flow for flow in workflows}, models, chance)
+        self.registry = Registry(database, tables, {flow.name: flow for flow in workflows}, models, chance, policy)
         self.outbox = Outbox(self.registry)
         self.listeners: list[Listener] = []
         self._ring = ring
@@ -178,7 +180,7 @@ class Engine:
             for move in flow.moves_from(state, trigger):
                 case: Case[Any] = Case(
                     row=row, state=state, trigger=trigger, facts=Facts(facts), now=unit.now,
-                    actor="", reason="", unit=unit,
+                    actor="", reason="", unit=unit, policy=self.registry.policy,
                 )  # fmt: skip
                 options.append(_weigh(move, case))
         return options

@@ -86,7 +86,9 @@ class Registry:
         workflows: Mapping[str, Workflow],
         models: Mapping[type[Model], type[Model]],
         chance: Chance,
+        policy: object = None,
     ) -> None:
+        self.policy = policy
         self.database = database
         self.tables = tables
         self.workflows = workflows
@@ -148,6 +150,10 @@ class Unit:
         self.cause: str | None = None
         self._rows: dict[tuple[str, str], Any] = {}
 
+    def new_id(self) -> str:
+        """A fresh id from the engine's source, for a new subject."""
+        return self.registry.chance.new_id()
+
     def bound(self, model: type[M]) -> type[M]:
         """The declared model, bound to this transaction's database."""
         return self.registry.bound(model)
@@ -183,7 +189,8 @@ class Unit:
         if flow.parent is not None:
             self.lock(flow.parent.workflow, str(columns[flow.parent.column]))
         model = self.registry.bound(flow.model)
-        row = model(**columns, **{flow.state_column: flow.initial}, version=1, visit=1)
+        stamps = {flow.touched_column: self.now} if flow.touched_column is not None else {}
+        row = model(**{**stamps, **columns, flow.state_column: flow.initial, "version": 1, "visit": 1})
         row.save(force_insert=True)
         key = str(getattr(row, flow.key))
         self._rows[(workflow, key)] = row
@@ -257,6 +264,8 @@ class Unit:
         sequence = version + 1
         visit = sequence if moved else old_visit
         case.set(version=sequence, visit=visit, **{flow.state_column: case.state})
+        if flow.touched_column is not None:
+            case.set(**{flow.touched_column: self.now})
         self._update(flow, case, key, version)
         self._write_history(flow, case, key, sequence, from_state, case.state, idempotency_key)
         if moved and flow.sets_timers(from_state):
@@ -356,6 +365,7 @@ class Unit:
             actor=actor,
             reason=reason,
             unit=self,
+            policy=self.registry.policy,
         )
 
     def _earlier(self, flow: Workflow, key: str, trigger: str, idempotency_key: str) -> Applied | None:

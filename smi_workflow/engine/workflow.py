@@ -31,6 +31,7 @@ class Workflow:
         model: the subject's table (unbound).
         key: its unique column that the outside knows it by.
         state_column: where its state is kept.
+        touched_column: kept at the time of the last transition, where the table has such a column.
         started_by: trigger name written in the history's first row.
     Raises:
         ConfigError: every hole in the declaration, together.
@@ -46,6 +47,7 @@ class Workflow:
     started_by: str = "create"
     start_hook: str | None = None
     parent: Parent | None = None
+    touched_column: str | None = None
     fingerprint: str = field(init=False)
     machine: Machine = field(init=False, repr=False)
     _by_name: dict[str, State] = field(init=False, repr=False)
@@ -182,14 +184,13 @@ class Workflow:
 
     def _owed_where(self) -> list[tuple[tuple[str, ...], Owed]]:
         """Each owed effect with the states the row may be in while it is owed."""
-        everywhere = tuple(state.name for state in self.states)
         pairs: list[tuple[tuple[str, ...], Owed]] = [
             ((state.name,), owed) for state in self.states for owed in state.owes
         ]
         for move in self.moves:
             stays = move.sources(self.states) if move.to is None else (move.to,)
             pairs += [(stays, owed) for owed in move.owes]
-        return [(everywhere if owed.effect.survives else where, owed) for where, owed in pairs]
+        return pairs
 
     def _reachable(self) -> set[str]:
         seen = {self.initial}

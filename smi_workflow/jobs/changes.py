@@ -1,0 +1,271 @@
+"""Owns what a transition changes in the row and which other subjects it starts or fires. Called by lifecycle.py.
+
+All of it happens inside the transition's own commit. What is recorded here stays in history for good, so it
+is never personal data.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+from typing import Any
+
+from smi_workflow.engine.declaration import Case
+from smi_workflow.jobs.model import Job, Payment, PaymentRole, PaymentStatus, Refund
+from smi_workflow.jobs.pricing import from_cents
+from smi_workflow.jobs.tokens import download_token, token_hash
+
+# Trying again would fail again: the money goes back at once.
+FINAL_CODES = frozenset(
+    {"invalid_image", "unsupported", "too_large", "not_allowed", "upsampler_failed", "wrong_dimensions",
+     "refunded", "chargeback", "not_an_image", "unsupported_format", "too_many_pixels"}
+)  # fmt: skip
+
+
+def store_checkout(case: Case[Job]) -> None:
+    case.set(stripe_checkout_session_id=case.facts["session_id"], checkout_url=case.facts["checkout_url"])
+    case.record(session_id=case.facts["session_id"])
+
+
+def record_payment(case: Case[Job]) -> None:
+    job, facts = case.row, case.facts
+    cents, currency, intent = facts["amount_cents"], facts["currency"], facts["payment_intent_id"]
+    case.set(
+        stripe_payment_intent_id=intent,
+        payment_status=PaymentStatus.PAID,
+        paid_at=case.now,
+        paid_cents=cents,
+        amount_charged=from_cents(cents, currency),
+    )
+    if not job.email and facts.get("email"):
+        case.set(email=facts["email"])
+    _insert_payment(case, PaymentRole.SALE)
+    case.record(amount_cents=cents, currency=currency, payment_intent_id=intent)
+
+
+def record_unexpected_payment(case: Case[Job]) -> None:
+    facts = case.facts
+    fits = facts["amount_cents"] == case.row.amount_due_cents and facts["currency"] == case.row.currency
+    role = PaymentRole.SURPLUS if fits else PaymentRole.MISMATCH
+    _insert_payment(case, role)
+    case.record(
+        role=role, amount_cents=facts["amount_cents"], currency=facts["currency"],
+        payment_intent_id=facts["payment_intent_id"],
+    )  # fmt: skip
+    if case.policy.unexpected_payment == "refund":
+        _start_refund(
+            case, facts["payment_intent_id"], facts["amount_cents"], facts["currency"], role, "unexpected"
+        )
+
+
+def expect_late_payment(case: Case[Job]) -> None:
+    case.record(session_status="complete", payment="processing")
+
+
+def note_declined(case: Case[Job]) -> None:
+    case.set(payment_status=PaymentStatus.FAILED)
+    case.record(code=case.facts.get("code", ""))
+
+
+def end_unpaid(case: Case[Job]) -> None:
+    case.set(payment_status=PaymentStatus.FAILED)
+    set_failed(case)
+
+
+def start_processing(case: Case[Job]) -> None:
+    case.set(
+        upsampler_job_id=case.facts["upsampler_job_id"],
+        processing_started_at=case.now,
+        delivered_at=None,
+        upscaled_url=None,
+    )
+    _note_credits(case)
+    case.record(upsampler_job_id=case.facts["upsampler_job_id"])
+
+
+def note_delivery(case: Case[Job]) -> None:
+    case.set(delivered_at=case.now, upscaled_url=case.facts["image_url"])
+    _note_credits(case)
+    case.record(upsampler_job_id=case.facts["upsampler_job_id"])
+
+
+def store_result(case: Case[Job]) -> None:
+    facts = case.facts
+    case.set(upscaled_file_path=facts["file_name"], completed_at=case.now)
+    _issue_link(case)
+    case.record(
+        file_name=facts["file_name"], width=facts["width"], height=facts["height"], format=facts["format"],
+        size_bytes=facts["size_bytes"], sha256=facts["sha256"],
+    )  # fmt: skip
+
+
+def set_failed(case: Case[Job]) -> None:
+    code = case.facts.get("code") or "unspecified"
+    case.set(failed_at=case.now, failure_code=code[:64])
+    case.record(code=code, effect=case.facts.get("effect", ""))
+
+
+def prepare_retry(case: Case[Job]) -> None:
+    override = case.facts.get("override") is True
+    case.set(
+        upsampler_job_id=None, upscaled_url=None, delivered_at=None, failed_at=None, failure_code=None,
+        overridden=case.row.overridden or override,
+    )  # fmt: skip
+    case.record(override=override)
+
+
+def renew_link(case: Case[Job]) -> None:
+    _issue_link(case)
+    case.set(email_sent=False)
+
+
+def note_mail_sent(case: Case[Job]) -> None:
+    case.set(email_sent=True)
+
+
+def forget_file(case: Case[Job]) -> None:
+    case.record(file_name=case.row.upscaled_file_path)
+    case.set(upscaled_file_path=None)
+
+
+def amend_fields(case: Case[Job]) -> None:
+    case.set(**case.facts["fields"])
+    # Names only: the values may be personal.
+    case.record(fields=sorted(case.facts["fields"]))
+
+
+def forget_person(case: Case[Job]) -> None:
+    case.set(email=None, image_url="", checkout_url=None, upscaled_url=None, purged_at=case.now)
+
+
+def request_refund(case: Case[Job]) -> None:
+    job = case.row
+    cents = case.facts.get("amount_cents") or job.refundable_cents
+    case.set(refunding_cents=job.refunding_cents + cents, refund_reason=case.reason or case.facts.get("code", ""))
+    assert job.stripe_payment_intent_id is not None
+    refund_id = _start_refund(
+        case, job.stripe_payment_intent_id, cents, job.currency, PaymentRole.SALE, case.facts.get("code", "")
+    )
+    case.record(refund_id=refund_id, amount_cents=cents, currency=job.currency)
+
+
+def refund_and_fail(case: Case[Job]) -> None:
+    request_refund(case)
+    case.set(failed_at=case.now, failure_code="refunded")
+
+
+def settle_refund(case: Case[Job]) -> None:
+    job, facts = case.row, case.facts
+    cents = facts["amount_cents"]
+    case.record(refund_id=facts.get("refund_id", ""), amount_cents=cents, role=facts.get("role", "sale"))
+    if facts.get("role", "sale") != "sale":
+        return
+    refunded = job.refunded_cents + cents
+    case.set(
+        refunding_cents=job.refunding_cents - (cents if facts["is_ours"] else 0),
+        refunded_cents=refunded,
+        refunded_at=case.now,
+        refund_amount=from_cents(refunded, job.currency),
+    )
+
+
+def settle_refund_and_fail(case: Case[Job]) -> None:
+    settle_refund(case)
+    case.set(failed_at=case.now, failure_code="refunded")
+
+
+def release_refund(case: Case[Job]) -> None:
+    case.record(refund_id=case.facts["refund_id"], amount_cents=case.facts["amount_cents"])
+    if case.facts.get("role", "sale") == "sale":
+        case.set(refunding_cents=case.row.refunding_cents - case.facts["amount_cents"])
+
+
+def note_dispute(case: Case[Job]) -> None:
+    withdrawn = case.facts["withdrawn_cents"]
+    case.set(disputed_cents=withdrawn)
+    case.record(dispute_id=case.facts["dispute_id"], withdrawn_cents=withdrawn)
+
+
+def note_dispute_and_fail(case: Case[Job]) -> None:
+    note_dispute(case)
+    case.set(failed_at=case.now, failure_code="chargeback")
+
+
+def override_state(case: Case[Job]) -> None:
+    case.set(overridden=True)
+    case.record(target=case.facts["target"], effects=bool(case.facts.get("effects")))
+
+
+# -- the refund's own ---------------------------------------------------------------------------------------------
+
+
+def note_submitted(case: Case[Refund]) -> None:
+    case.set(stripe_refund_id=case.facts["stripe_refund_id"])
+    case.record(stripe_refund_id=case.facts["stripe_refund_id"])
+
+
+def finish_refund(case: Case[Refund]) -> None:
+    note_submitted(case)
+    refund = case.row
+    payment = case.unit.bound(Payment)
+    payment.update(refunded_cents=payment.refunded_cents + refund.cents).where(
+        payment.payment_intent_id == refund.payment_intent_id
+    ).execute()
+    _tell_job(case, "refund_settled", {"is_ours": True})
+
+
+def lose_refund(case: Case[Refund]) -> None:
+    case.record(code=case.facts.get("code", ""))
+    _tell_job(case, "refund_failed", {})
+
+
+def _tell_job(case: Case[Refund], trigger: str, facts: dict[str, Any]) -> None:
+    refund = case.row
+    told = {**facts, "refund_id": refund.refund_id, "amount_cents": refund.cents, "role": refund.role}
+    case.unit.fire("job", refund.job_id, trigger, actor=case.actor, reason=case.reason, facts=told)
+
+
+# -- shared -------------------------------------------------------------------------------------------------------
+
+
+def _insert_payment(case: Case[Job], role: PaymentRole) -> None:
+    facts = case.facts
+    case.unit.bound(Payment).insert(
+        payment_intent_id=facts["payment_intent_id"],
+        charge_id=facts.get("charge_id"),
+        job_id=case.row.job_id,
+        cents=facts["amount_cents"],
+        currency=facts["currency"],
+        livemode=bool(facts["livemode"]),
+        role=role,
+        created_at=case.now,
+    ).execute()
+
+
+def _start_refund(
+    case: Case[Job], intent: str, cents: int, currency: str, role: PaymentRole, reason_code: str
+) -> str:
+    refund_id = str(uuid.UUID(case.unit.new_id()))
+    columns = {
+        "refund_id": refund_id, "job_id": case.row.job_id, "payment_intent_id": intent, "cents": cents,
+        "currency": currency, "role": role, "reason": reason_code, "created_at": case.now,
+    }  # fmt: skip
+    case.unit.start("refund", columns, actor=case.actor, reason=case.reason)
+    return refund_id
+
+
+def _issue_link(case: Case[Job]) -> None:
+    generation = case.row.token_generation + 1
+    token = download_token(case.policy.secret_keys[0], case.row.job_id, generation)
+    case.set(
+        token_generation=generation,
+        download_token=token_hash(token),
+        download_expires_at=case.now + timedelta(hours=case.policy.download_expiry_hours),
+    )
+
+
+def _note_credits(case: Case[Job]) -> None:
+    credits_used = case.facts.get("credits_used")
+    if credits_used is not None:
+        case.set(credits_used=credits_used)
+        case.record(credits_used=str(credits_used))

@@ -1,0 +1,236 @@
+"""Owns the whole life of a job as data: every state, trigger, guard and effect. Read this first. Called by app.py.
+
+How to read it: a job is always in one STATE. Entering a state owes its effects and sets its timers. A MOVE is one
+row of the table: in these states, this trigger leads there (or `None`: it stays), if these guards agree; the
+change is written in the same commit. Guards are in guards.py, changes in changes.py, handlers in effects/.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from smi_workflow.engine.declaration import ANYWHERE, Case, Delay, Effect, Move, Owed, State
+from smi_workflow.engine.workflow import Workflow
+from smi_workflow.jobs import changes, guards
+from smi_workflow.jobs.model import Job, JobStatus
+from smi_workflow.jobs.telling import TELL_ADMIN, what_happened
+
+AWAITING, PENDING, PROCESSING, COMPLETED, FAILED, ABANDONED = JobStatus
+STAYS = None
+
+# -- the effects: name, queue, what is fired when it fails for good --------------------------------------------
+
+CREATE_CHECKOUT = Effect("create_checkout", "payments", failure="abandon", survives=True)
+PAYMENT_DEADLINE = Effect("payment_deadline", "payments", failure="abandon", attempts=1000)
+EXPIRE_SESSION = Effect(
+    "expire_session", "payments", survives=True, harmless="Stripe ends the session by itself at its deadline"
+)
+SUBMIT_UPSCALE = Effect("submit_upscale", "upscales", failure="fail", attempts=8)
+PENDING_DEADLINE = Effect("pending_deadline", "upscales", failure="fail")
+POLL_UPSCALE = Effect("poll_upscale", "upscales", harmless="the deadline asks once more", attempts=1000)
+UPSCALE_DEADLINE = Effect("upscale_deadline", "upscales", failure="fail", attempts=5)
+FETCH_RESULT = Effect("fetch_result", "upscales", failure="fail")
+FETCH_DEADLINE = Effect("fetch_deadline", "upscales", failure="fail")
+SEND_LINK = Effect("send_download_link", "notices", failure="notice_failed", attempts=12)
+WARN_EXPIRY = Effect("warn_expiry", "notices", failure="notice_failed")
+EXPIRE_LINK = Effect("expire_download", "notices", harmless="downloads check the time themselves", attempts=1000)
+REMOVE_FILE = Effect("remove_file", "upscales", harmless="a sweep finds orphans", attempts=1000, survives=True)
+REFUND_DUE = Effect("refund_due", "payments", failure="notice_failed")
+SEND_FAILURE = Effect("send_failure_notice", "notices", failure="notice_failed", attempts=12)
+SEND_REFUND = Effect("send_refund_notice", "notices", failure="notice_failed", attempts=12, survives=True)
+PURGE = Effect("purge_job", "notices", harmless="it is due again with the next sweep of old jobs", attempts=1000)
+
+
+# -- the delays: settings, and what shortens or lengthens them -------------------------------------------------
+
+
+def setting(unit: str, name: str, *, times: float = 1.0) -> Delay:
+    """The delay that a setting gives, e.g. `setting("hours", "pending_timeout_hours")`."""
+    return lambda case: timedelta(**{unit: times * float(getattr(case.policy, name))})
+
+
+def until_payment_is_late(case: Case[Job]) -> timedelta:
+    """A little after the checkout's own end, so that Stripe's word comes first; days for a bank debit."""
+    if case.trigger == "payment_processing":
+        return timedelta(days=case.policy.delayed_payment_days)
+    return timedelta(hours=case.policy.payment_timeout_hours, minutes=5)
+
+
+def until_refund(case: Case[Job]) -> timedelta:
+    """Time for an admin to retry after an outage; none where trying again is pointless."""
+    final = case.row.failure_code in changes.FINAL_CODES
+    return timedelta(minutes=0 if final else case.policy.refund_delay_minutes)
+
+
+# -- the conditions and inputs of what is owed -----------------------------------------------------------------
+
+
+def has_no_checkout(case: Case[Job]) -> bool:
+    return bool(case.row.stripe_checkout_session_id is None)
+
+
+def checkout_may_be_open(case: Case[Job]) -> bool:
+    known = case.row.stripe_checkout_session_id is not None
+    return known and case.facts.get("session_status") != "expired" and not guards.is_paid(case)
+
+
+def money_is_held(case: Case[Job]) -> bool:
+    return bool(case.row.refundable_cents > 0)
+
+
+def refund_is_full(case: Case[Job]) -> bool:
+    return case.facts.get("amount_cents") in (None, case.row.refundable_cents)
+
+
+def settled_refund_is_full(case: Case[Job]) -> bool:
+    sale = case.facts.get("role", "sale") == "sale"
+    return sale and case.row.refunded_cents + case.facts["amount_cents"] >= case.row.paid_cents
+
+
+def funds_are_withdrawn(case: Case[Job]) -> bool:
+    return bool(case.facts["withdrawn_cents"])
+
+
+def only_deadlines(case: Case[Job]) -> bool:
+    return bool(case.facts.get("effects") is not True)
+
+
+def result_url(case: Case[Job]) -> dict[str, object]:
+    return {"url": case.facts["image_url"]}
+
+
+def link_generation(case: Case[Job]) -> dict[str, object]:
+    return {"token_generation": case.row.token_generation}
+
+
+def removed_file(case: Case[Job]) -> dict[str, object]:
+    return {"file_name": case.metadata["file_name"]}
+
+
+def refunded_amount(case: Case[Job]) -> dict[str, object]:
+    return {"amount_cents": case.facts["amount_cents"]}
+
+
+def to(target: JobStatus) -> Any:
+    def is_the_target(case: Case[Job]) -> bool:
+        return bool(case.facts["target"] == target)
+
+    return is_the_target
+
+
+LINK_TIMERS: tuple[Owed, ...] = (
+    WARN_EXPIRY.later(setting("hours", "download_expiry_hours", times=0.75), link_generation),
+    EXPIRE_LINK.later(setting("hours", "download_expiry_hours"), link_generation),
+)
+
+# -- the states ------------------------------------------------------------------------------------------------
+
+STATES = (
+    State(AWAITING, "the buyer is at the checkout", waiting=True, owes=(
+        CREATE_CHECKOUT.now(when=has_no_checkout),
+        PAYMENT_DEADLINE.later(until_payment_is_late, deadline=True),
+    )),
+    State(PENDING, "paid, on its way to Upsampler", waiting=True, owes=(
+        SUBMIT_UPSCALE.now(),
+        PENDING_DEADLINE.later(setting("hours", "pending_timeout_hours"), deadline=True),
+    )),
+    State(PROCESSING, "Upsampler works on it", waiting=True, owes=(
+        POLL_UPSCALE.later(setting("seconds", "poll_seconds")),
+        UPSCALE_DEADLINE.later(setting("minutes", "processing_timeout_minutes"), deadline=True),
+    )),
+    State(COMPLETED, "stored; the buyer has the link", owes=(SEND_LINK.now(), *LINK_TIMERS)),
+    State(FAILED, "will not be delivered; money held goes back", owes=(
+        REFUND_DUE.later(until_refund, when=money_is_held),
+        SEND_FAILURE.now(),
+        TELL_ADMIN.now(what_happened),
+    )),
+    State(ABANDONED, "nobody paid in time", owes=(
+        EXPIRE_SESSION.now(when=checkout_may_be_open),
+        PURGE.later(lambda case: timedelta(hours=24)),
+    )),
+)  # fmt: skip
+
+# -- the moves: trigger, from, to, guards, change, effects, who causes it --------------------------------------
+
+_unpaid = (AWAITING, ABANDONED)
+_working = (PENDING, PROCESSING)
+_resting = (AWAITING, COMPLETED, FAILED, ABANDONED)
+_tell = TELL_ADMIN.now(what_happened)
+
+MOVES = (
+    # Payment
+    Move("checkout_opened", _unpaid, STAYS, (), change=changes.store_checkout, by="effect"),
+    Move("payment_received", _unpaid, PENDING,
+         (guards.payment_fits_the_sale, guards.payment_is_not_recorded),
+         change=changes.record_payment, by="Stripe", hook="smi_payment_completed"),
+    Move("payment_processing", _unpaid, AWAITING, (guards.nothing_is_paid,),
+         change=changes.expect_late_payment, by="Stripe"),
+    Move("payment_declined", AWAITING, STAYS, (), change=changes.note_declined, by="Stripe"),
+    Move("payment_failed", AWAITING, FAILED, (guards.nothing_is_paid,),
+         change=changes.end_unpaid, by="Stripe", hook="smi_job_failed"),
+    Move("payment_unexpected", ANYWHERE, STAYS, (guards.payment_fits_no_sale,),
+         change=changes.record_unexpected_payment, owes=(_tell,), by="Stripe"),
+    Move("abandon", AWAITING, ABANDONED, (guards.nothing_is_paid, guards.nothing_can_be_paid), by="Stripe, timer"),
+    # Upscaling
+    Move("upscale_started", PENDING, PROCESSING, (guards.is_paid_or_overridden, guards.no_refund_is_under_way),
+         change=changes.start_processing, by="effect"),
+    Move("upscale_delivered", PROCESSING, STAYS,
+         (guards.submission_is_ours, guards.is_not_delivered_yet, guards.result_url_is_allowed),
+         change=changes.note_delivery, cancels=(POLL_UPSCALE, UPSCALE_DEADLINE),
+         owes=(FETCH_RESULT.now(result_url),
+               FETCH_DEADLINE.later(setting("minutes", "processing_timeout_minutes"), deadline=True)),
+         by="Upsampler, poll"),
+    Move("complete", PROCESSING, COMPLETED, (guards.file_is_the_result, guards.money_is_kept),
+         change=changes.store_result, by="effect", hook="smi_job_completed"),
+    Move("fail", _working, FAILED, (), change=changes.set_failed,
+         by="effect, timer, Upsampler, admin", hook="smi_job_failed"),
+    Move("retry", FAILED, PENDING, (guards.is_paid_for, guards.no_refund_is_under_way),
+         change=changes.prepare_retry, by="admin"),
+    Move("retry", ANYWHERE, PENDING, (guards.override_is_given,), change=changes.prepare_retry, by="admin"),
+    # Delivery and records
+    Move("renew_download", COMPLETED, STAYS, (guards.file_can_be_served, guards.money_is_kept),
+         change=changes.renew_link, cancels=(WARN_EXPIRY, EXPIRE_LINK), owes=(SEND_LINK.now(), *LINK_TIMERS),
+         by="admin"),
+    Move("expire_download", COMPLETED, STAYS, (guards.link_is_over, guards.file_can_be_served),
+         change=changes.forget_file, owes=(REMOVE_FILE.now(removed_file),), by="timer"),
+    Move("file_removed", ANYWHERE, STAYS, (), by="effect"),
+    Move("notice_sent", ANYWHERE, STAYS, (), change=changes.note_mail_sent, by="effect"),
+    Move("notice_failed", ANYWHERE, STAYS, (), owes=(_tell,), by="effect"),
+    Move("resend", COMPLETED, STAYS, (guards.file_can_be_served,), owes=(SEND_LINK.now(),), by="admin"),
+    Move("amend", ANYWHERE, STAYS, (guards.only_listed_fields,), change=changes.amend_fields, by="admin"),
+    Move("erase", (COMPLETED, FAILED, ABANDONED), STAYS, (guards.reason_is_given, guards.nothing_is_owed),
+         change=changes.forget_person, by="admin"),
+    Move("purge", (COMPLETED, FAILED, ABANDONED), STAYS, (guards.nothing_is_owed,),
+         change=changes.forget_person, by="timer"),
+    # Money back
+    Move("refund", _working, FAILED, (guards.is_paid_for, guards.refund_is_possible), when=refund_is_full,
+         change=changes.refund_and_fail, by="admin", hook="smi_job_failed"),
+    Move("refund", ANYWHERE, STAYS, (guards.is_paid_for, guards.refund_is_possible),
+         change=changes.request_refund, by="admin, timer"),
+    Move("refund_settled", _working, FAILED, (guards.refund_was_under_way,), when=settled_refund_is_full,
+         change=changes.settle_refund_and_fail, owes=(SEND_REFUND.now(refunded_amount),), by="Stripe"),
+    Move("refund_settled", ANYWHERE, STAYS, (guards.refund_was_under_way,), change=changes.settle_refund,
+         owes=(SEND_REFUND.now(refunded_amount),), by="Stripe"),
+    Move("refund_failed", ANYWHERE, STAYS, (), change=changes.release_refund, owes=(_tell,), by="refund"),
+    Move("dispute_opened", _working, FAILED, (), when=funds_are_withdrawn, change=changes.note_dispute_and_fail,
+         by="Stripe", hook="smi_job_failed"),
+    Move("dispute_opened", ANYWHERE, STAYS, (), change=changes.note_dispute, owes=(_tell,), by="Stripe"),
+    Move("dispute_closed", ANYWHERE, STAYS, (), change=changes.note_dispute, owes=(_tell,), by="Stripe"),
+    # Edge cases: one move per target
+    *(Move("override", ANYWHERE, target, (guards.reason_is_given, guards.target_is_sound), when=to(target),
+           change=changes.override_state, quiet=only_deadlines, by="admin") for target in JobStatus),
+)  # fmt: skip
+
+JOB = Workflow(
+    name="job",
+    model=Job,
+    key="job_id",
+    state_column="status",
+    initial=AWAITING,
+    states=STATES,
+    moves=MOVES,
+    touched_column="updated_at",
+    started_by="create",
+    start_hook="smi_job_created",
+)

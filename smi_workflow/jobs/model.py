@@ -1,0 +1,234 @@
+"""Owns the tables of the sale: jobs (the seeds' `wp_smi_jobs`), payments, refunds. Called by jobs/ and app.py.
+
+The job's columns up to `updated_at` are the seeds' own; those after it are ours, each with the reason in its
+`help_text`. Money columns in cents are minor units of the job's currency, integers; the seeds' decimal columns
+show the same amounts to people and reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+from peewee import (
+    BigAutoField,
+    BigIntegerField,
+    BooleanField,
+    CharField,
+    Check,
+    Database,
+    DecimalField,
+    IntegerField,
+    Model,
+    TextField,
+)
+
+from smi_workflow.engine.database import UtcDateTimeField, bind
+from smi_workflow.engine.tables import Subject
+
+
+class JobStatus(StrEnum):
+    """The six states of a job."""
+
+    AWAITING_PAYMENT = "awaiting_payment"
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    ABANDONED = "abandoned"
+
+
+class PaymentStatus(StrEnum):
+    """What the job knows of its buyer's payment."""
+
+    PENDING = "pending"
+    PAID = "paid"
+    FAILED = "failed"
+
+
+class Resolution(StrEnum):
+    """What the shop sells."""
+
+    X4 = "4x"
+    X8 = "8x"
+
+    @property
+    def factor(self) -> int:
+        """How many times larger each side becomes."""
+        return int(self.value[:-1])
+
+
+def _one_of(column: str, values: type[StrEnum]) -> Any:
+    return Check(f"{column} IN ({', '.join(repr(str(value)) for value in values)})")
+
+
+class Job(Subject):
+    """One sale."""
+
+    # Core identification
+    id = BigAutoField()
+    job_id = CharField(255, unique=True)
+    post_id = BigIntegerField(null=True, help_text="WordPress post where the image appears; opaque elsewhere.")
+    attachment_id = BigIntegerField(null=True, help_text="WordPress media library reference; opaque elsewhere.")
+    # Image information
+    image_url = TextField()
+    image_width = IntegerField()
+    image_height = IntegerField()
+    resolution = CharField(10, constraints=[_one_of("resolution", Resolution)])
+    # Processing status
+    status = CharField(20, default=JobStatus.AWAITING_PAYMENT, constraints=[_one_of("status", JobStatus)])
+    # Payment integration
+    stripe_payment_intent_id = CharField(255, null=True)
+    stripe_checkout_session_id = CharField(255, null=True)
+    payment_status = CharField(
+        20, default=PaymentStatus.PENDING, constraints=[_one_of("payment_status", PaymentStatus)]
+    )
+    paid_at = UtcDateTimeField(null=True)
+    # Cost analysis
+    amount_charged = DecimalField(10, 2, null=True)
+    amount_cost = DecimalField(10, 2, null=True)
+    credits_used = DecimalField(10, 2, null=True)
+    refunded_at = UtcDateTimeField(null=True)
+    refund_amount = DecimalField(10, 2, null=True)
+    refund_reason = TextField(null=True)
+    # External service integration
+    upsampler_job_id = CharField(255, null=True)
+    upscaled_url = TextField(null=True)
+    upscaled_file_path = TextField(null=True)
+    # Download management
+    download_token = CharField(64, null=True, help_text="SHA-256 of the token: a leaked table opens nothing.")
+    download_expires_at = UtcDateTimeField(null=True)
+    email_sent = BooleanField(default=False)
+    # Customer communication
+    email = CharField(255, null=True, help_text="May be unknown until Stripe supplies it.")
+    # Lifecycle timestamps
+    processing_started_at = UtcDateTimeField(null=True)
+    completed_at = UtcDateTimeField(null=True)
+    failed_at = UtcDateTimeField(null=True)
+    created_at = UtcDateTimeField()
+    updated_at = UtcDateTimeField()
+
+    # Ours.
+    currency = CharField(3, help_text="Amounts mean nothing without it.")
+    markup_percentage = DecimalField(10, 2, help_text="As it was when the price was quoted.")
+    livemode = BooleanField(help_text="Test payments must never buy real goods, nor the other way round.")
+    amount_due_cents = BigIntegerField(help_text="What the checkout asks for; a payment must match it exactly.")
+    paid_cents = BigIntegerField(default=0, help_text="Captured for the sale.")
+    refunding_cents = BigIntegerField(default=0, help_text="Refunds requested or at Stripe: never refunded twice.")
+    refunded_cents = BigIntegerField(default=0, help_text="Refunds that Stripe settled.")
+    disputed_cents = BigIntegerField(default=0, help_text="Withdrawn by chargebacks.")
+    checkout_url = TextField(null=True, help_text="Where the buyer pays, for whoever asks again.")
+    source_file = CharField(255, help_text="Our copy of the image as it was when it was measured.")
+    delivered_at = UtcDateTimeField(null=True, help_text="When Upsampler said that the result is ready.")
+    token_generation = IntegerField(default=0, help_text="Raised by each renewal: old links die.")
+    overridden = BooleanField(default=False, help_text="An admin let it pass the payment guards, on record.")
+    failure_code = CharField(64, null=True, help_text="Stable word for reports; the text is in the history.")
+    purged_at = UtcDateTimeField(null=True, help_text="When personal data and files were removed.")
+
+    class Meta:
+        table_name = "smi_jobs"
+        indexes = (
+            (("post_id",), False),
+            (("attachment_id",), False),
+            (("post_id", "attachment_id"), False),
+            (("status",), False),
+            (("payment_status",), False),
+            (("download_token",), False),
+            (("created_at",), False),
+            (("stripe_checkout_session_id",), False),
+            (("stripe_payment_intent_id",), False),
+        )
+
+    @property
+    def factor(self) -> int:
+        """How many times larger each side becomes."""
+        return Resolution(self.resolution).factor
+
+    @property
+    def expected_size(self) -> tuple[int, int]:
+        """Width and height that the result must have, in pixels."""
+        return self.image_width * self.factor, self.image_height * self.factor
+
+    @property
+    def refundable_cents(self) -> int:
+        """What is left to give back, refunds in flight counted."""
+        return self.paid_cents - self.refunding_cents - self.refunded_cents - self.disputed_cents
+
+
+class PaymentRole(StrEnum):
+    """What a payment turned out to be."""
+
+    SALE = "sale"
+    SURPLUS = "surplus"
+    MISMATCH = "mismatch"
+
+
+class Payment(Model):
+    """One payment that Stripe captured, whether we wanted it or not."""
+
+    id = BigAutoField()
+    payment_intent_id = CharField(255, unique=True)
+    charge_id = CharField(255, null=True, index=True)
+    job_id = CharField(255, index=True)
+    cents = BigIntegerField()
+    currency = CharField(3)
+    livemode = BooleanField()
+    role = CharField(16, constraints=[_one_of("role", PaymentRole)])
+    refunded_cents = BigIntegerField(default=0)
+    created_at = UtcDateTimeField()
+
+    class Meta:
+        table_name = "smi_payments"
+
+
+class RefundState(StrEnum):
+    """The states of a refund."""
+
+    REQUESTED = "requested"
+    SUBMITTED = "submitted"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+class Refund(Subject):
+    """Money on its way back; written before Stripe is called."""
+
+    id = BigAutoField()
+    refund_id = CharField(64, unique=True)
+    job_id = CharField(255, index=True)
+    payment_intent_id = CharField(255, index=True)
+    role = CharField(16, constraints=[_one_of("role", PaymentRole)])
+    cents = BigIntegerField()
+    currency = CharField(3)
+    state = CharField(20, default=RefundState.REQUESTED, constraints=[_one_of("state", RefundState)])
+    stripe_refund_id = CharField(255, null=True, unique=True)
+    reason = TextField(default="")
+    created_at = UtcDateTimeField()
+    updated_at = UtcDateTimeField()
+
+    class Meta:
+        table_name = "smi_refunds"
+
+
+@dataclass(frozen=True, slots=True)
+class JobTables:
+    """The tables of the sale, bound to one database."""
+
+    jobs: type[Job]
+    payments: type[Payment]
+    refunds: type[Refund]
+
+    @classmethod
+    def bound_to(cls, database: Database, prefix: str) -> Self:
+        """Bind all of them."""
+        return cls(
+            jobs=bind(Job, database, prefix),
+            payments=bind(Payment, database, prefix),
+            refunds=bind(Refund, database, prefix),
+        )
+
+    def by_declaration(self) -> Mapping[type[Model], type[Model]]:
+        """Declared model → bound model, as the engine wants it."""
+        return {Job: self.jobs, Payment: self.payments, Refund: self.refunds}

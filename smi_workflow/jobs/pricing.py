@@ -1,0 +1,104 @@
+"""Owns prices: credits, cost, mark-up, minor units, limits. Decimal throughout.
+
+Called by manager.py and the web.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal
+
+from smi_workflow.errors import InvalidInput
+from smi_workflow.jobs.model import Resolution
+
+CREDITS_PER_MEGAPIXEL = Decimal("0.25")
+COST_PER_CREDIT = Decimal("0.04")
+CREDITS_MIN = Decimal(1)
+SIDE_PX_MAX = 100_000
+
+# Source: Stripe documentation, zero-decimal currencies and minimum charge amounts.
+ZERO_DECIMAL = frozenset(
+    {"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"}
+)
+MINIMUM_CENTS = {
+    "usd": 50, "eur": 50, "gbp": 30, "cad": 50, "aud": 50, "chf": 50, "nzd": 50, "sgd": 50, "brl": 50,
+    "sek": 300, "nok": 300, "dkk": 250, "jpy": 50, "hkd": 400, "mxn": 1000, "pln": 200, "czk": 1500,
+}  # fmt: skip
+MINIMUM_CENTS_ELSEWHERE = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What one sale costs us and the buyer."""
+
+    resolution: Resolution
+    output_width: int
+    output_height: int
+    credits: Decimal
+    cost: Decimal
+    price: Decimal
+    amount_cents: int
+    currency: str
+
+
+def quote(
+    width: int,
+    height: int,
+    resolution: str,
+    *,
+    markup_percentage: Decimal,
+    currency: str,
+    output_pixels_max: int,
+) -> Price:
+    """The price of one image at one resolution.
+
+    Args:
+        width, height: of the original, in pixels.
+        output_pixels_max: larger results are refused, before anyone pays.
+    Raises:
+        InvalidInput: an impossible size, an unknown resolution, or a result too large to be made.
+    """
+    for name, side in (("image_width", width), ("image_height", height)):
+        if not 1 <= side <= SIDE_PX_MAX:
+            raise InvalidInput(name, f"must be 1 to {SIDE_PX_MAX} pixels, not {side}")
+    try:
+        chosen = Resolution(resolution)
+    except ValueError:
+        options = " or ".join(Resolution)
+        raise InvalidInput("resolution", f"must be {options}, not {resolution!r}") from None
+    output_width, output_height = width * chosen.factor, height * chosen.factor
+    pixels = output_width * output_height
+    if pixels > output_pixels_max:
+        raise InvalidInput(
+            "resolution",
+            f"{chosen} of {width}x{height} makes {pixels / 1e6:.1f} megapixels;"
+            f" at most {output_pixels_max / 1e6:.1f} can be made",
+        )
+    needed = Decimal(pixels) * CREDITS_PER_MEGAPIXEL / Decimal(1_000_000)
+    # Upsampler charges whole credits, and at least one.
+    credits = max(CREDITS_MIN, needed.to_integral_value(rounding=ROUND_CEILING))
+    cost = credits * COST_PER_CREDIT
+    wished = to_cents(cost * (1 + markup_percentage / 100), currency)
+    amount_cents = max(wished, MINIMUM_CENTS.get(currency, MINIMUM_CENTS_ELSEWHERE))
+    return Price(
+        chosen,
+        output_width,
+        output_height,
+        credits,
+        cost,
+        from_cents(amount_cents, currency),
+        amount_cents,
+        currency,
+    )
+
+
+def to_cents(amount: Decimal, currency: str) -> int:
+    """An amount in minor units, rounded half up."""
+    scale = 1 if currency in ZERO_DECIMAL else 100
+    return int((amount * scale).to_integral_value(rounding=ROUND_HALF_UP))
+
+
+def from_cents(cents: int, currency: str) -> Decimal:
+    """Minor units as an amount with two places, as the seeds' columns keep it."""
+    scale = 1 if currency in ZERO_DECIMAL else 100
+    return (Decimal(cents) / scale).quantize(Decimal("0.01"))

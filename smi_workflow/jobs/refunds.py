@@ -1,0 +1,63 @@
+"""Owns the life of a refund, a workflow of its own beneath its job. Called by app.py; started by the job's moves.
+
+Its row is written before Stripe is called, and counted in the job's `refunding_cents` until it ends.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from smi_workflow.engine.declaration import Effect, Move, Parent, State
+from smi_workflow.engine.workflow import Workflow
+from smi_workflow.jobs import changes, guards
+from smi_workflow.jobs.model import Refund, RefundState
+from smi_workflow.jobs.telling import TELL_ADMIN, what_happened
+
+REQUESTED, SUBMITTED, SUCCEEDED, FAILED = RefundState
+
+SUBMIT_REFUND = Effect("submit_refund", queue="payments", failure="fail", attempts=12, retry_seconds_max=3600)
+CHECK_REFUND = Effect("check_refund", queue="payments", harmless="Stripe's webhook tells as well", attempts=1000)
+REFUND_OVERDUE = Effect("refund_overdue", queue="payments", harmless="the admin page lists it", attempts=10)
+
+REFUND = Workflow(
+    name="refund",
+    model=Refund,
+    key="refund_id",
+    state_column="state",
+    initial=REQUESTED,
+    parent=Parent("job", "job_id"),
+    touched_column="updated_at",
+    started_by="request",
+    states=(
+        State(
+            REQUESTED,
+            "to be sent to Stripe",
+            waiting=True,
+            owes=(SUBMIT_REFUND.now(), REFUND_OVERDUE.later(lambda case: timedelta(hours=72), deadline=True)),
+        ),
+        State(
+            SUBMITTED,
+            "Stripe has it, the bank does not yet",
+            waiting=True,
+            owes=(
+                CHECK_REFUND.later(lambda case: timedelta(hours=1)),
+                REFUND_OVERDUE.later(lambda case: timedelta(hours=72), deadline=True),
+            ),
+        ),
+        State(SUCCEEDED, "the money is back"),
+        State(FAILED, "the money did not go back: a person is needed", owes=(TELL_ADMIN.now(what_happened),)),
+    ),
+    moves=(
+        Move("submitted", REQUESTED, SUBMITTED, guards=(guards.refund_matches,), change=changes.note_submitted),
+        Move(
+            "succeed",
+            (REQUESTED, SUBMITTED),
+            SUCCEEDED,
+            guards=(guards.refund_matches,),
+            change=changes.finish_refund,
+            by="effect, Stripe",
+        ),
+        Move("fail", (REQUESTED, SUBMITTED), FAILED, change=changes.lose_refund, by="effect, Stripe"),
+        Move("overdue", (REQUESTED, SUBMITTED), None, owes=(TELL_ADMIN.now(what_happened),), by="timer"),
+    ),
+)
