@@ -72,7 +72,9 @@ class Settings(BaseSettings):
     )
 
     # Mail.
-    smtp_url: str = Field("smtp://127.0.0.1:25", description="smtp://user:password@host:port or smtps://…")
+    smtp_url: SecretStr = Field(
+        SecretStr("smtp://127.0.0.1:25"), description="smtp://user:password@host:port or smtps://…"
+    )
     mail_from: str = Field("", description="Sender address; default no-reply@ the public URL's host.")
     admin_email: str = Field("", description="Who is told when a person is needed; empty: nobody.")
 
@@ -103,6 +105,7 @@ class Settings(BaseSettings):
     output_pixels_max: int = Field(64_000_000, gt=0, description="Largest result that is sold.")
     source_bytes_max: int = Field(32 * 1024 * 1024, gt=0, description="Largest source image taken in.")
     result_bytes_max: int = Field(512 * 1024 * 1024, gt=0, description="Largest result stored.")
+    result_timeout_seconds: float = Field(300.0, gt=0, description="Total time for fetching a result.")
     fetch_timeout_seconds: float = Field(20.0, gt=0, description="Total time for fetching a source image.")
 
     @field_validator(

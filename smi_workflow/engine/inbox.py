@@ -48,11 +48,15 @@ class Fire:
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """An event cannot be used yet; the subject, where it is known, wakes it on its next transition."""
+    """An event cannot be used yet; the subject, where it is known, wakes it on its next transition.
+
+    `version` is the subject's as it was judged: if it has moved on since, the event is tried again at once.
+    """
 
     reason: str
     workflow: str | None = None
     key: str | None = None
+    version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,7 @@ class Inbox:
         if isinstance(reading, Ignore):
             return self._close(row, EventState.IGNORED, reading.reason)
         if isinstance(reading, Park):
-            return self._park(row, reading)
+            return self._park(row, reading, reading.version)
         refusals = []
         seen: dict[tuple[str, str], int] = {}
         step: Fire | None = reading

@@ -170,22 +170,19 @@ class Outbox:
         )
         return bool(cursor.rowcount == 1)
 
-    def due(self, now: datetime, limit: int) -> list[EffectRow]:
-        """What nobody is working on although it is due: due rows, and claims whose lease has lapsed."""
+    def due(self, queue: str, now: datetime, limit: int) -> list[EffectRow]:
+        """What is due on a queue, oldest first. By queue, so that none starves behind another's backlog."""
         table = self._table
         columns = (table.id, table.name, table.queue, table.due_at, table.created_at)
-        waiting = (
-            table.select(*columns)
-            .where((table.state == EffectState.DUE) & (table.due_at <= now))
-            .order_by(table.due_at)
-            .limit(limit)
-        )
-        lapsed = (
-            table.select(*columns)
-            .where((table.state == EffectState.CLAIMED) & (table.lease_until < now))
-            .limit(limit)
-        )
-        return [*waiting, *lapsed]
+        is_due = (table.state == EffectState.DUE) & (table.queue == queue) & (table.due_at <= now)
+        return list(table.select(*columns).where(is_due).order_by(table.due_at).limit(limit))
+
+    def lapsed(self, now: datetime, limit: int) -> list[EffectRow]:
+        """Claims whose worker has stopped renewing: free for the next one."""
+        table = self._table
+        columns = (table.id, table.name, table.queue, table.due_at, table.created_at)
+        is_lapsed = (table.state == EffectState.CLAIMED) & (table.lease_until < now)
+        return list(table.select(*columns).where(is_lapsed).limit(limit))
 
 
 _OPEN = (EffectState.DUE.value, EffectState.CLAIMED.value)

@@ -102,7 +102,7 @@ class EffectRow(Model):
         table_name = "smi_effects"
         indexes = (
             (("workflow", "subject_id", "visit"), False),
-            (("state", "due_at"), False),
+            (("state", "queue", "due_at"), False),
             (("state", "lease_until"), False),
         )
 

@@ -124,18 +124,19 @@ class Workflow:
 
     def _fingerprint(self) -> str:
         described = {
-            "initial": self.initial,
-            "states": [[s.name, [_describe(o) for o in s.owes]] for s in self.states],
+            "initial": [self.initial, self.started_by, self.start_hook],
+            "parent": [self.parent.workflow, self.parent.column] if self.parent else None,
+            "states": [[s.name, s.waiting, [_describe(o) for o in s.owes]] for s in self.states],
             "moves": [
                 [
                     m.trigger,
                     sorted(m.sources(self.states)),
                     m.to,
                     [guard_name(g) for g in m.guards],
-                    guard_name(m.when) if m.when else None,
-                    guard_name(m.change) if m.change else None,
+                    [guard_name(f) if f else None for f in (m.when, m.change, m.quiet)],
                     [_describe(o) for o in m.owes],
                     [e.name for e in m.cancels],
+                    m.hook,
                 ]
                 for m in self.moves
             ],
@@ -157,7 +158,8 @@ class Workflow:
                 found.append(f"{move.trigger} has no state to start from")
             if move.to is not None and move.cancels:
                 found.append(f"{move.trigger} leaves the visit: what it cancels is cancelled anyway or survives")
-        found += [f"state {name} cannot be reached" for name in names if name not in self._reachable()]
+        unreachable = dict.fromkeys(name for name in names if name not in self._reachable())
+        found += [f"state {name} cannot be reached" for name in unreachable]
         found += [
             f"state {s.name} waits, but sets no deadline"
             for s in self.states
@@ -215,7 +217,9 @@ def _case(event: EventData) -> Case[Any]:
 
 def _describe(owed: Owed) -> list[object]:
     effect = owed.effect
-    return [effect.name, effect.failure, effect.survives, owed.is_timer, owed.deadline]
+    names = [guard_name(f) if f else None for f in (owed.after, owed.inputs, owed.when)]
+    tries = [effect.attempts, effect.retry_seconds, effect.retry_seconds_max]
+    return [effect.name, effect.queue, effect.failure, effect.survives, tries, owed.deadline, names]
 
 
 def _selecting(move: Move) -> Callable[[EventData], bool]:

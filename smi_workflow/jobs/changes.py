@@ -75,6 +75,7 @@ def end_unpaid(case: Case[Job]) -> None:
 def start_processing(case: Case[Job]) -> None:
     case.set(
         upsampler_job_id=case.facts["upsampler_job_id"],
+        submit_effect_id=case.facts["submit_effect_id"],
         processing_started_at=case.now,
         delivered_at=None,
         upscaled_url=None,
@@ -108,7 +109,8 @@ def set_failed(case: Case[Job]) -> None:
 def prepare_retry(case: Case[Job]) -> None:
     override = case.facts.get("override") is True
     case.set(
-        upsampler_job_id=None, upscaled_url=None, delivered_at=None, failed_at=None, failure_code=None,
+        upsampler_job_id=None, submit_effect_id=None, upscaled_url=None, delivered_at=None,
+        failed_at=None, failure_code=None,
         overridden=case.row.overridden or override,
     )  # fmt: skip
     case.record(override=override)
@@ -182,7 +184,8 @@ def release_refund(case: Case[Job]) -> None:
 
 def note_dispute(case: Case[Job]) -> None:
     withdrawn = case.facts["withdrawn_cents"]
-    case.set(disputed_cents=withdrawn)
+    if withdrawn is not None:
+        case.set(disputed_cents=withdrawn)
     case.record(dispute_id=case.facts["dispute_id"], withdrawn_cents=withdrawn)
 
 

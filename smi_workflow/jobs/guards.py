@@ -100,9 +100,9 @@ def reason_is_given(case: Case[Job]) -> str | None:
 
 
 def submission_is_ours(case: Case[Job]) -> str | None:
-    """The result belongs to the submission of this visit."""
-    given, ours = case.facts["upsampler_job_id"], case.row.upsampler_job_id
-    return None if given == ours else f"it is the result of {given}; this visit waits for {ours}"
+    """The result belongs to the submission of this visit: a crash may have submitted twice, for the same image."""
+    given, ours = case.facts["submit_effect_id"], case.row.submit_effect_id
+    return None if given == ours else f"it is the result of submission {given}; this visit waits for {ours}"
 
 
 def is_not_delivered_yet(case: Case[Job]) -> str | None:

@@ -85,7 +85,7 @@ def refund_is_full(case: Case[Job]) -> bool:
 
 def settled_refund_is_full(case: Case[Job]) -> bool:
     sale = case.facts.get("role", "sale") == "sale"
-    return sale and case.row.refunded_cents + case.facts["amount_cents"] >= case.row.paid_cents
+    return bool(sale and case.row.refunded_cents + case.facts["amount_cents"] >= case.row.paid_cents)
 
 
 def funds_are_withdrawn(case: Case[Job]) -> bool:
@@ -93,7 +93,7 @@ def funds_are_withdrawn(case: Case[Job]) -> bool:
 
 
 def only_deadlines(case: Case[Job]) -> bool:
-    return bool(case.facts.get("effects") is not True)
+    return case.facts.get("effects") is not True
 
 
 def result_url(case: Case[Job]) -> dict[str, object]:
@@ -102,6 +102,14 @@ def result_url(case: Case[Job]) -> dict[str, object]:
 
 def link_generation(case: Case[Job]) -> dict[str, object]:
     return {"token_generation": case.row.token_generation}
+
+
+def kept_source(case: Case[Job]) -> dict[str, object]:
+    return {"file_name": case.row.source_file}
+
+
+def delayed(case: Case[Job]) -> dict[str, object]:
+    return {"delayed": case.trigger == "payment_processing"}
 
 
 def removed_file(case: Case[Job]) -> dict[str, object]:
@@ -129,7 +137,7 @@ LINK_TIMERS: tuple[Owed, ...] = (
 STATES = (
     State(AWAITING, "the buyer is at the checkout", waiting=True, owes=(
         CREATE_CHECKOUT.now(when=has_no_checkout),
-        PAYMENT_DEADLINE.later(until_payment_is_late, deadline=True),
+        PAYMENT_DEADLINE.later(until_payment_is_late, delayed, deadline=True),
     )),
     State(PENDING, "paid, on its way to Upsampler", waiting=True, owes=(
         SUBMIT_UPSCALE.now(),
@@ -200,9 +208,9 @@ MOVES = (
     Move("resend", COMPLETED, STAYS, (guards.file_can_be_served,), owes=(SEND_LINK.now(),), by="admin"),
     Move("amend", ANYWHERE, STAYS, (guards.only_listed_fields,), change=changes.amend_fields, by="admin"),
     Move("erase", (COMPLETED, FAILED, ABANDONED), STAYS, (guards.reason_is_given, guards.nothing_is_owed),
-         change=changes.forget_person, by="admin"),
+         change=changes.forget_person, owes=(REMOVE_FILE.now(kept_source),), by="admin"),
     Move("purge", (COMPLETED, FAILED, ABANDONED), STAYS, (guards.nothing_is_owed,),
-         change=changes.forget_person, by="timer"),
+         change=changes.forget_person, owes=(REMOVE_FILE.now(kept_source),), by="timer"),
     # Money back
     Move("refund", _working, FAILED, (guards.is_paid_for, guards.refund_is_possible), when=refund_is_full,
          change=changes.refund_and_fail, by="admin", hook="smi_job_failed"),

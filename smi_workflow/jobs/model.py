@@ -121,6 +121,7 @@ class Job(Subject):
     disputed_cents = BigIntegerField(default=0, help_text="Withdrawn by chargebacks.")
     checkout_url = TextField(null=True, help_text="Where the buyer pays, for whoever asks again.")
     source_file = CharField(255, help_text="Our copy of the image as it was when it was measured.")
+    submit_effect_id = CharField(32, null=True, help_text="The submission whose result this visit waits for.")
     delivered_at = UtcDateTimeField(null=True, help_text="When Upsampler said that the result is ready.")
     token_generation = IntegerField(default=0, help_text="Raised by each renewal: old links die.")
     overridden = BooleanField(default=False, help_text="An admin let it pass the payment guards, on record.")

@@ -99,6 +99,7 @@ LOAN = Workflow(
              owes=(CALL_BACK.later(lambda case: timedelta(days=7)),)),
         Move("give_back", "lent", "returned"),
         Move("cancel", "reserved", "returned"),
+        Move("reserve_again", "reserved", "reserved"),
         Move("lose", ("reserved", "lent"), "lost", change=start_fine, hook="book_lost"),
         Move("waive", ANYWHERE, None),
         Move("found", "lost", "returned"),

@@ -1,0 +1,162 @@
+"""Owns the wiring: settings → clients, engine, handlers, as one App. Called by workers, web, cli and scripts.
+
+Example:
+    with open_app() as app:
+        job = app.jobs.get_job(job_id)
+        app.jobs.fire(job_id, "retry", actor="admin:jane", reason="Upsampler outage is over")
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import blinker
+from peewee import Database
+
+from smi_workflow.effects.registry import handlers
+from smi_workflow.effects.upscale import url_refusal
+from smi_workflow.effects.world import World
+from smi_workflow.engine.clock import Chance, Clock, SystemChance, SystemClock
+from smi_workflow.engine.database import open_database
+from smi_workflow.engine.fire import Engine, Ring
+from smi_workflow.engine.inbox import Inbox
+from smi_workflow.engine.leases import LeaseKeeper
+from smi_workflow.engine.migrate import check_current
+from smi_workflow.engine.perform import Performer
+from smi_workflow.engine.tables import Tables
+from smi_workflow.engine.unit import Applied
+from smi_workflow.intake import translators
+from smi_workflow.integrations.broker import Doorbell, make_broker
+from smi_workflow.integrations.embedded_broker import embedded_broker_url
+from smi_workflow.integrations.fetching import fetch
+from smi_workflow.integrations.letters import LetterWriter
+from smi_workflow.integrations.mailer import Mailer
+from smi_workflow.integrations.storage import FileStorage, ImageLimits, StoredImage
+from smi_workflow.integrations.stripe_api import StripeApi
+from smi_workflow.integrations.upsampler_api import UpsamplerClient
+from smi_workflow.jobs.lifecycle import JOB
+from smi_workflow.jobs.manager import JobManager
+from smi_workflow.jobs.model import JobTables
+from smi_workflow.jobs.refunds import REFUND
+from smi_workflow.settings import Settings, load_settings
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+# In-process hooks: smi_job_created, smi_payment_completed, smi_job_completed, smi_job_failed. Sent after the
+# commit, in the process that fired; the sender is the Applied transition.
+hooks = blinker.Namespace()
+
+log = logging.getLogger(__name__)
+
+
+class App:
+    """Everything, wired. Close it when done; `open_app` does."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        ring: Ring | None = None,
+        clock: Clock | None = None,
+        chance: Chance | None = None,
+    ) -> None:
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.database: Database = open_database(settings.database_url)
+        self.tables = Tables.bound_to(self.database, settings.table_prefix)
+        self.job_tables = JobTables.bound_to(self.database, settings.table_prefix)
+        self._doorbell: Doorbell | None = None
+        self.engine = Engine(
+            self.database,
+            self.tables,
+            (JOB, REFUND),
+            self.job_tables.by_declaration(),
+            clock=self.clock,
+            chance=chance or SystemChance(),
+            ring=ring or self._ring,
+            lease=timedelta(seconds=settings.lease_seconds),
+            policy=settings,
+        )
+        self.engine.listeners.append(_announce)
+        self.storage = FileStorage(settings.storage_url)
+        self.stripe = StripeApi(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base)
+        self.world = World(
+            settings=settings,
+            engine=self.engine,
+            clock=self.clock,
+            stripe=self.stripe,
+            upsampler=UpsamplerClient(
+                settings.upsampler_api_key.get_secret_value(),
+                settings.upsampler_api_base,
+                image_type=settings.upsampler_image_type,
+                extra_inputs=settings.upsampler_extra_inputs,
+            ),
+            storage=self.storage,
+            letters=LetterWriter(),
+            mailer=Mailer(settings.smtp_url.get_secret_value(), settings.mail_from),
+        )
+        self.performer = Performer(self.engine, handlers(self.world), LeaseKeeper(self.engine))
+        self.inbox = Inbox(self.engine, translators(self.engine, lambda url: url_refusal(self.world, url)))
+        self.jobs = JobManager(self.engine, settings, self._keep_source, self.performer.perform)
+
+    def check_schema(self) -> None:
+        """Refuse to run on a database that `smi migrate` has not brought up to date.
+
+        Raises:
+            ConfigError: names what is pending.
+        """
+        check_current(self.database, MIGRATIONS, prefix=self.settings.table_prefix)
+
+    def ring_through(self, doorbell: Doorbell) -> None:
+        """Use a doorbell that a process has already, instead of one made on first use."""
+        self._doorbell = doorbell
+
+    def close(self) -> None:
+        """Close this thread's connections."""
+        if self._doorbell is not None:
+            self._doorbell.close()
+        self.stripe.close()
+        if not self.database.is_closed():
+            self.database.close()
+
+    def _ring(self, message_id: str, actor_name: str, queue: str) -> None:
+        if self._doorbell is None:
+            # A short-lived command does not start a broker for a hint; the relay rings what it could not.
+            url = self.settings.broker_url or embedded_broker_url(self.settings.var_dir)
+            if url is None:
+                return
+            self._doorbell = Doorbell(make_broker(url))
+        self._doorbell.ring(message_id, actor_name, queue)
+
+    def _keep_source(self, job_id: str, url: str, size: tuple[int, int]) -> StoredImage:
+        limits = ImageLimits(max_bytes=self.settings.source_bytes_max, max_pixels=self.settings.output_pixels_max)
+        return self.storage.store_image(
+            f"sources/{job_id[:2]}/{job_id}",
+            lambda file: fetch(url, file, self.world.source_policy(), service="source"),
+            limits=limits,
+            expected_size=size,
+        )
+
+
+@contextmanager
+def open_app(settings: Settings | None = None) -> Iterator[App]:
+    """Open the system for a script: settings from the environment, closed at the end.
+
+    Raises:
+        ConfigError: settings are missing or bad, or the database is not migrated.
+    """
+    app = App(settings or load_settings())
+    try:
+        app.check_schema()
+        yield app
+    finally:
+        app.close()
+
+
+def _announce(applied: Applied) -> None:
+    if applied.hook is not None:
+        hooks.signal(applied.hook).send(applied, job_id=applied.subject_id)

@@ -1,0 +1,126 @@
+"""Owns the mails, and what becomes of links and rows with time. Called by perform.py."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from smi_workflow.effects.world import World
+from smi_workflow.engine.perform import Again, Attempt, Done, Outcome
+from smi_workflow.errors import ServiceRefused
+from smi_workflow.jobs.model import Job
+from smi_workflow.jobs.pricing import from_cents
+from smi_workflow.jobs.tokens import token_that_opens
+
+NO_ADDRESS_RETRY = timedelta(minutes=5)
+
+# What a buyer is told. Anything else is our own business, and in the history.
+BUYER_REASONS = {
+    "upsampler_timeout": "The upscaling took too long.",
+    "upsampler_failed": "The upscaling service could not process this image.",
+    "wrong_dimensions": "The result did not have the size you ordered.",
+    "refunded": "The order was cancelled and refunded.",
+    "delayed_payment_timeout": "Your payment did not arrive.",
+}
+BUYER_REASON_ELSE = "Something went wrong on our side."
+
+
+def send_download_link(world: World, attempt: Attempt) -> Outcome:
+    """The buyer gets the link. The token is derived, so each mail ever sent for it carries the same one."""
+    job: Job = attempt.row
+    if not job.email:
+        return _without_address(attempt)
+    width, height = job.expected_size
+    context = {
+        "job_id": job.job_id, "download_url": download_url(world, job), "expires_at": job.download_expires_at,
+        "width": width, "height": height,
+    }  # fmt: skip
+    world.send(attempt, "download_ready", job.email, context)
+    return Done("notice_sent", reason="download link", on_refusal="skip")
+
+
+def warn_expiry(world: World, attempt: Attempt) -> Outcome:
+    """The link ends soon."""
+    job: Job = attempt.row
+    if not job.email:
+        return Done(note="no address")
+    if attempt.inputs["token_generation"] != job.token_generation or not job.upscaled_file_path:
+        return Done(note="the link was renewed or the file is gone")
+    context = {
+        "job_id": job.job_id, "download_url": download_url(world, job), "expires_at": job.download_expires_at
+    }  # fmt: skip
+    world.send(attempt, "download_expiring", job.email, context)
+    return Done(note="sent")
+
+
+def expire_download(world: World, attempt: Attempt) -> Outcome:
+    """The link is over: forget the file, then remove it."""
+    return Done("expire_download", dict(attempt.inputs), on_refusal="skip")
+
+
+def send_failure_notice(world: World, attempt: Attempt) -> Outcome:
+    """The buyer is told that nothing will come, and what happens to the money."""
+    job: Job = attempt.row
+    if not job.email:
+        return _without_address(attempt)
+    context = {
+        "job_id": job.job_id, "reason": BUYER_REASONS.get(job.failure_code or "", BUYER_REASON_ELSE),
+        "charged": job.paid_cents > 0,
+        "amount": from_cents(job.paid_cents, job.currency), "currency": job.currency,
+    }  # fmt: skip
+    world.send(attempt, "job_failed", job.email, context)
+    return Done(note="sent")
+
+
+def send_refund_notice(world: World, attempt: Attempt) -> Outcome:
+    """The buyer is told that the money is on its way."""
+    job: Job = attempt.row
+    if not job.email:
+        return _without_address(attempt)
+    context = {
+        "job_id": job.job_id, "amount": from_cents(attempt.inputs["amount_cents"], job.currency),
+        "currency": job.currency,
+    }  # fmt: skip
+    world.send(attempt, "refund_sent", job.email, context)
+    return Done(note="sent")
+
+
+def tell_admin(world: World, attempt: Attempt) -> Outcome:
+    """The shop's owner is told that something happened which may need a person."""
+    if not world.settings.admin_email:
+        return Done(note="SMI_ADMIN_EMAIL is not set")
+    told = attempt.inputs
+    job_id = attempt.subject_id if attempt.workflow == "job" else attempt.row.job_id
+    context = {
+        "headline": f"{attempt.workflow} {told['trigger'].replace('_', ' ')}",
+        "reason": told["reason"] or "No reason was given.",
+        "job_id": job_id,
+        "details": {"State": told["state"], "Caused by": told["actor"], "Subject": attempt.subject_id},
+        "admin_url": f"{world.settings.public_url}/admin/",
+    }
+    world.send(attempt, "admin_notice", world.settings.admin_email, context)
+    return Done(note="sent")
+
+
+def purge_job(world: World, attempt: Attempt) -> Outcome:
+    """Nobody ever paid: what we know of the person goes."""
+    return Done("purge", reason="abandoned for a day", on_refusal="skip")
+
+
+def download_url(world: World, job: Job) -> str:
+    """The link that opens this job's file.
+
+    Raises:
+        ServiceRefused: none of our keys made the stored token: a key was taken away too early.
+    """
+    keys = world.settings.secret_keys
+    token = token_that_opens(keys, job.job_id, job.token_generation, job.download_token or "")
+    if token is None:
+        raise ServiceRefused("link", "no key in SMI_SECRET_KEY made this token; renew the link", code="key_lost")
+    return f"{world.settings.downloads_url}/download/{token}"
+
+
+def _without_address(attempt: Attempt) -> Outcome:
+    """It waits, visibly; the admin is told once."""
+    first = attempt.waits == 0
+    note = "no e-mail address is known yet"
+    return Again(NO_ADDRESS_RETRY, note, trigger="notice_failed" if first else None, reason=note)

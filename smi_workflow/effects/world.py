@@ -1,0 +1,78 @@
+"""Owns what handlers may reach: the clients, the storage, the settings.
+
+Built by app.py; handed to every handler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from smi_workflow.engine.clock import Clock
+from smi_workflow.engine.fire import Engine
+from smi_workflow.engine.perform import Attempt
+from smi_workflow.integrations.fetching import FetchPolicy
+from smi_workflow.integrations.letters import LetterWriter, make_message_id
+from smi_workflow.integrations.mailer import Mailer
+from smi_workflow.integrations.storage import FileStorage, ImageLimits
+from smi_workflow.integrations.stripe_api import StripeApi
+from smi_workflow.integrations.upsampler_api import UpsamplerClient
+from smi_workflow.jobs.tokens import sign, sign_until
+from smi_workflow.settings import Settings
+
+SOURCE_LINK_LIFE = timedelta(hours=48)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything outside the database that a handler may use."""
+
+    settings: Settings
+    engine: Engine
+    clock: Clock
+    stripe: StripeApi
+    upsampler: UpsamplerClient
+    storage: FileStorage
+    letters: LetterWriter
+    mailer: Mailer
+
+    def source_policy(self) -> FetchPolicy:
+        """How a stranger's image may be fetched."""
+        return FetchPolicy(
+            allow_private=self.settings.allow_private_addresses,
+            max_bytes=self.settings.source_bytes_max,
+            total_timeout_seconds=self.settings.fetch_timeout_seconds,
+        )
+
+    def result_policy(self) -> FetchPolicy:
+        """How Upsampler's result may be fetched."""
+        return FetchPolicy(
+            allow_private=self.settings.allow_private_addresses,
+            hosts=self.settings.result_hosts,
+            max_bytes=self.settings.result_bytes_max,
+            total_timeout_seconds=self.settings.result_timeout_seconds,
+        )
+
+    def result_limits(self) -> ImageLimits:
+        """How large a result may be."""
+        return ImageLimits(max_bytes=self.settings.result_bytes_max, max_pixels=self.settings.output_pixels_max)
+
+    def source_url(self, job_id: str) -> str:
+        """Our copy of the source, for Upsampler; signed, and over after two days."""
+        until = self.clock.now() + SOURCE_LINK_LIFE
+        return (
+            f"{self.settings.downloads_url}/source/{job_id}/"
+            f"{sign_until(self.settings.secret_keys[0], 'source', until, job_id)}"
+        )
+
+    def callback_url(self, effect_id: str) -> str:
+        """Where Upsampler reports; nobody else knows it."""
+        signature = sign(self.settings.secret_keys[0], "upsampler", effect_id)
+        return f"{self.settings.public_url}/webhooks/upsampler/{effect_id}/{signature}"
+
+    def send(self, attempt: Attempt, template: str, to: str, context: Mapping[str, Any]) -> None:
+        """Write and send one mail; its Message-ID stays the same however often it is sent."""
+        message_id = make_message_id(attempt.id, self.settings.mail_from)
+        self.mailer.send(self.letters.write(template, to, context, message_id=message_id))

@@ -1,0 +1,236 @@
+"""Owns the reading of events: a provider's payload → (subject, trigger, facts).
+
+Called by the inbox, through app.py.
+
+Translators read the database and change nothing; what they say is fired, parked or ignored by the inbox. What
+arrives is cut down first, so that the inbox keeps only what is read here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from smi_workflow.engine.fire import Engine
+from smi_workflow.engine.inbox import Fire, Ignore, Park, Reading, Translator
+from smi_workflow.engine.tables import EventRow
+from smi_workflow.errors import InvalidInput
+from smi_workflow.integrations.stripe_objects import identifier
+from smi_workflow.integrations.upsampler_api import UpscaleStatus, parse_upscale
+from smi_workflow.jobs.model import Job, JobStatus, Payment, Refund
+
+STRIPE, UPSAMPLER = "stripe", "upsampler"
+
+# What is kept of an event's object, beside its id.
+_KEPT = (
+    "amount", "amount_total", "amount_refunded", "charge", "client_reference_id", "currency", "failure_reason",
+    "livemode", "payment_intent", "payment_status", "reason", "status", "metadata",
+)  # fmt: skip
+
+
+def reduce_stripe_event(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep of a verified event what its translator reads.
+
+    Raises:
+        InvalidInput: an event without the envelope every event has.
+    """
+    data = event.get("data")
+    thing = data.get("object") if isinstance(data, dict) else None
+    if not isinstance(thing, dict):
+        raise InvalidInput("data.object", "is missing")
+    for name in ("id", "type"):
+        if not isinstance(event.get(name), str) or not event[name]:
+            raise InvalidInput(name, "is missing")
+    kept = {name: thing[name] for name in _KEPT if name in thing}
+    for name in ("payment_intent", "charge"):
+        kept[name] = identifier(thing.get(name))
+    metadata = thing.get("metadata")
+    kept["metadata"] = metadata if isinstance(metadata, dict) else {}
+    kept["id"] = thing.get("id")
+    customer = thing.get("customer_details")
+    kept["email"] = customer.get("email") if isinstance(customer, dict) else None
+    error = thing.get("last_payment_error")
+    kept["error_code"] = error.get("code") if isinstance(error, dict) else None
+    return {"id": event["id"], "type": event["type"], "livemode": bool(event.get("livemode")), "object": kept}
+
+
+class StripeReader:
+    """Reads Stripe's events."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._readers: dict[str, Callable[[dict[str, Any], bool], Reading]] = {
+            "checkout.session.completed": self._session_completed,
+            "checkout.session.async_payment_succeeded": self._session_completed,
+            "checkout.session.async_payment_failed": self._session_failed,
+            "checkout.session.expired": self._session_expired,
+            "payment_intent.payment_failed": self._declined,
+            "refund.created": self._refund,
+            "refund.updated": self._refund,
+            "refund.failed": self._refund,
+            "charge.refund.updated": self._refund,
+            "charge.dispute.created": self._dispute_created,
+            "charge.dispute.funds_withdrawn": self._funds_withdrawn,
+            "charge.dispute.funds_reinstated": self._funds_reinstated,
+            "charge.dispute.closed": self._dispute_closed,
+        }
+
+    def __call__(self, row: EventRow) -> Reading:
+        event = json.loads(row.payload)
+        reader = self._readers.get(event["type"])
+        if reader is None:
+            return Ignore(f"{event['type']} changes nothing here")
+        return reader(event["object"], event["livemode"])
+
+    def _session_completed(self, session: dict[str, Any], livemode: bool) -> Reading:
+        job = self._job_of(session)
+        if not isinstance(job, Job):
+            return job
+        if job.stripe_checkout_session_id is None:
+            return Park("its checkout is not on record yet", "job", job.job_id)
+        if session.get("payment_status") == "unpaid":
+            return Fire("job", job.job_id, "payment_processing", STRIPE, otherwise="ignore")
+        if session.get("payment_status") != "paid":
+            return Ignore(f"payment_status is {session.get('payment_status')!r}: no money moved")
+        payments = self._engine.bound(Payment)
+        if payments.get_or_none(payments.payment_intent_id == session["payment_intent"]) is not None:
+            return Ignore(f"payment {session['payment_intent']} is on record already")
+        facts = {
+            "session_id": session["id"],
+            "payment_intent_id": session["payment_intent"],
+            "amount_cents": session.get("amount_total"),
+            "currency": session.get("currency"),
+            "livemode": livemode,
+            "email": session.get("email"),
+        }
+        unexpected = Fire("job", job.job_id, "payment_unexpected", STRIPE, facts)
+        return Fire("job", job.job_id, "payment_received", STRIPE, facts, or_else=unexpected)
+
+    def _session_failed(self, session: dict[str, Any], livemode: bool) -> Reading:
+        job = self._job_of(session)
+        if not isinstance(job, Job):
+            return job
+        facts = {"code": "delayed_payment_failed"}
+        return Fire("job", job.job_id, "payment_failed", STRIPE, facts, otherwise="ignore")
+
+    def _session_expired(self, session: dict[str, Any], livemode: bool) -> Reading:
+        job = self._job_of(session)
+        if not isinstance(job, Job):
+            return job
+        if job.stripe_checkout_session_id is None:
+            return Park("its checkout is not on record yet", "job", job.job_id)
+        if job.stripe_checkout_session_id != session["id"]:
+            return Ignore("it is not the job's own session")
+        facts = {"session_status": "expired"}
+        return Fire("job", job.job_id, "abandon", STRIPE, facts, "the checkout expired", otherwise="ignore")
+
+    def _declined(self, intent: dict[str, Any], livemode: bool) -> Reading:
+        job = self._job_of(intent)
+        if not isinstance(job, Job):
+            return job
+        facts = {"code": intent.get("error_code") or "declined"}
+        return Fire("job", job.job_id, "payment_declined", STRIPE, facts, otherwise="ignore")
+
+    def _refund(self, refund: dict[str, Any], livemode: bool) -> Reading:
+        refunds = self._engine.bound(Refund)
+        named = refund["metadata"].get("refund_id")
+        row = refunds.get_or_none(
+            (refunds.refund_id == named) if named else (refunds.stripe_refund_id == refund["id"])
+        )
+        if row is None:
+            return Park("the refund was not made by us")
+        facts = {
+            "stripe_refund_id": refund["id"],
+            "amount_cents": refund.get("amount"),
+            "currency": refund.get("currency"),
+        }
+        status = refund.get("status")
+        if status == "succeeded":
+            return Fire("refund", row.refund_id, "succeed", STRIPE, facts, otherwise="ignore")
+        if status in ("pending", "requires_action"):
+            return Fire("refund", row.refund_id, "submitted", STRIPE, facts, otherwise="ignore")
+        if status in ("failed", "canceled"):
+            reason = refund.get("failure_reason") or str(status)
+            return Fire("refund", row.refund_id, "fail", STRIPE, {"code": reason}, reason)
+        return Ignore(f"refund status {status!r} is unknown")
+
+    def _dispute_created(self, dispute: dict[str, Any], livemode: bool) -> Reading:
+        # An inquiry withdraws nothing, and what a dispute withdraws has an event of its own.
+        return self._dispute(dispute, "dispute_opened", None)
+
+    def _funds_withdrawn(self, dispute: dict[str, Any], livemode: bool) -> Reading:
+        return self._dispute(dispute, "dispute_opened", dispute.get("amount"))
+
+    def _funds_reinstated(self, dispute: dict[str, Any], livemode: bool) -> Reading:
+        return self._dispute(dispute, "dispute_closed", 0)
+
+    def _dispute_closed(self, dispute: dict[str, Any], livemode: bool) -> Reading:
+        return self._dispute(dispute, "dispute_closed", None)
+
+    def _dispute(self, dispute: dict[str, Any], trigger: str, withdrawn: int | None) -> Reading:
+        payments = self._engine.bound(Payment)
+        intent, charge = dispute["payment_intent"], dispute["charge"]
+        payment = payments.get_or_none(
+            (payments.payment_intent_id == intent) if intent else (payments.charge_id == charge)
+        )
+        if payment is None:
+            return Park("the disputed charge is not on record")
+        facts = {"dispute_id": dispute["id"], "withdrawn_cents": withdrawn}
+        return Fire("job", payment.job_id, trigger, STRIPE, facts, str(dispute.get("reason") or ""))
+
+    def _job_of(self, thing: dict[str, Any]) -> Job | Reading:
+        """The job that a session or intent belongs to: by our metadata, else by what is on record."""
+        jobs = self._engine.bound(Job)
+        named = thing["metadata"].get("job_id") or thing.get("client_reference_id")
+        if named:
+            job = jobs.get_or_none(jobs.job_id == str(named))
+            return job if job is not None else Park(f"there is no job {named}")
+        known = (jobs.stripe_checkout_session_id == thing["id"]) | (jobs.stripe_payment_intent_id == thing["id"])
+        job = jobs.get_or_none(known)
+        return job if job is not None else Ignore("it carries no job of ours")
+
+
+class UpsamplerReader:
+    """Reads Upsampler's callbacks; the route has checked our signature over the effect's id.
+
+    Args:
+        url_refusal: why a result URL must not be fetched; empty when it may.
+    """
+
+    def __init__(self, engine: Engine, url_refusal: Callable[[str | None], str]) -> None:
+        self._engine = engine
+        self._url_refusal = url_refusal
+
+    def __call__(self, row: EventRow) -> Reading:
+        told = json.loads(row.payload)
+        upscale = parse_upscale(told)
+        effects = self._engine.tables.effects
+        effect = effects.get_or_none(effects.id == told["effect_id"])
+        if effect is None:
+            return Ignore("the submission it answers is not on record")
+        job = self._engine.read("job", effect.subject_id)
+        if job.status == JobStatus.PENDING and job.visit == effect.visit:
+            return Park("its submission is not on record yet", "job", job.job_id, job.version)
+        if job.status != JobStatus.PROCESSING or job.submit_effect_id != effect.id:
+            return Ignore("it answers a submission of an earlier visit")
+        if upscale.status is UpscaleStatus.FAILED:
+            reason = upscale.error or "Upsampler gives no reason"
+            return Fire(
+                "job", job.job_id, "fail", UPSAMPLER, {"code": "upsampler_failed"}, reason, otherwise="ignore"
+            )
+        if upscale.status is not UpscaleStatus.SUCCESS:
+            return Ignore(f"still {upscale.status}")
+        facts = {
+            "upsampler_job_id": upscale.id,
+            "submit_effect_id": effect.id,
+            "image_url": upscale.image_url,
+            "url_refusal": self._url_refusal(upscale.image_url),
+            "credits_used": upscale.credit_cost,
+        }
+        return Fire("job", job.job_id, "upscale_delivered", UPSAMPLER, facts, otherwise="ignore")
+
+
+def translators(engine: Engine, url_refusal: Callable[[str | None], str]) -> dict[str, Translator]:
+    """Every reader, by provider."""
+    return {STRIPE: StripeReader(engine), UPSAMPLER: UpsamplerReader(engine, url_refusal)}

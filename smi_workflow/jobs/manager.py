@@ -1,0 +1,275 @@
+"""Owns the JobManager: the one way for programs and people to create, read and move jobs. Called through app.py.
+
+Whatever changes a job fires a declared trigger: there is no side door past the machine.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from email_validator import EmailNotValidError, validate_email
+
+from smi_workflow.engine.fire import Engine, Option
+from smi_workflow.engine.tables import Transition
+from smi_workflow.engine.unit import Applied, Unit
+from smi_workflow.errors import InvalidInput, UnknownJob, UnknownSubject
+from smi_workflow.jobs.model import Job, JobStatus
+from smi_workflow.jobs.pricing import Price, quote
+from smi_workflow.jobs.tokens import sign
+from smi_workflow.settings import Settings
+
+ORDERABLE = ("created_at", "updated_at", "paid_at", "completed_at", "failed_at", "id")
+LIMIT_MAX = 1000
+CHECKOUT = "create_checkout"
+
+
+class KeptImage(Protocol):
+    """What keeping a source image found out."""
+
+    @property
+    def name(self) -> str:
+        """The stored file's."""
+
+
+KeepSource = Callable[[str, str, tuple[int, int]], KeptImage]
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What a buyer orders."""
+
+    image_url: str
+    resolution: str
+    image_width: int
+    image_height: int
+    post_id: int | None = None
+    attachment_id: int | None = None
+    email: str | None = None
+
+
+class JobManager:
+    """Creates, reads and moves jobs.
+
+    Args:
+        keep_source: fetches a stranger's image, checks that it has the given size, and keeps it under a name.
+        perform: runs one owed effect now, in this process, under the same lease as any worker would.
+    """
+
+    def __init__(
+        self, engine: Engine, settings: Settings, keep_source: KeepSource, perform: Callable[[str], object]
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._keep_source = keep_source
+        self._perform = perform
+        self._table = engine.bound(Job)
+
+    def quote(self, image_width: int, image_height: int, resolution: str) -> Price:
+        """The price of one image at one resolution.
+
+        Raises:
+            InvalidInput: impossible, unknown or too large.
+        """
+        return quote(
+            image_width,
+            image_height,
+            resolution,
+            markup_percentage=self._settings.markup_percentage,
+            currency=self._settings.currency,
+            output_pixels_max=self._settings.output_pixels_max,
+        )
+
+    def create_job(
+        self, order: Mapping[str, Any] | NewJob, *, actor: str = "buyer", idempotency_key: str | None = None
+    ) -> Job:
+        """Take an order: price it, keep the image, write the job, and open its checkout while the buyer waits.
+
+        Args:
+            order: image_url, resolution, image_width, image_height; post_id, attachment_id, email optional.
+            idempotency_key: the same key makes one job, however often it is sent; with another order it is refused.
+        Returns: the job; its `checkout_url` is None when Stripe could not be reached yet (workers go on trying).
+        Raises:
+            InvalidInput: names the field.
+            ServiceError: the image cannot be fetched; nothing was written.
+        """
+        wanted = _read_order(order)
+        price = self.quote(wanted.image_width, wanted.image_height, wanted.resolution)
+        job_id = self._job_id(idempotency_key)
+        earlier = self._table.get_or_none(self._table.job_id == job_id)
+        if earlier is not None:
+            return self._same_order(earlier, wanted)
+        source = self._keep_source(job_id, wanted.image_url, (wanted.image_width, wanted.image_height))
+        now = self._engine.clock.now()
+        columns: dict[str, object] = {
+            "job_id": job_id,
+            "post_id": wanted.post_id,
+            "attachment_id": wanted.attachment_id,
+            "image_url": wanted.image_url,
+            "image_width": wanted.image_width,
+            "image_height": wanted.image_height,
+            "resolution": price.resolution.value,
+            "email": wanted.email,
+            "amount_cost": price.cost,
+            "amount_due_cents": price.amount_cents,
+            "credits_used": price.credits,
+            "currency": price.currency,
+            "markup_percentage": self._settings.markup_percentage,
+            "livemode": self._settings.livemode,
+            "source_file": source.name,
+            "created_at": now,
+        }
+
+        def work(unit: Unit) -> None:
+            if self._table.get_or_none(self._table.job_id == job_id) is None:
+                unit.start("job", columns, actor=actor)
+            # The buyer waits for the checkout: it is opened here, so nobody needs to ring for it.
+            unit.bells = [bell for bell in unit.bells if bell.actor_name != CHECKOUT]
+
+        self._engine.run(work)
+        return self._open_checkout(job_id)
+
+    def get_job(self, job_id: str) -> Job:
+        """One job.
+
+        Raises:
+            UnknownJob: there is none of this id.
+        """
+        try:
+            job: Job = self._engine.read("job", str(job_id))
+        except UnknownSubject:
+            raise UnknownJob(job_id) from None
+        return job
+
+    def get_jobs(
+        self,
+        *,
+        status: str | Sequence[str] | None = None,
+        payment_status: str | None = None,
+        email: str | None = None,
+        order_by: str = "created_at",
+        descending: bool = True,
+        limit: int = 20,
+    ) -> list[Job]:
+        """Jobs by status, payment status and address, newest first unless told.
+
+        Raises:
+            InvalidInput: an unknown status or column, or a limit that is not 1 to 1000.
+        """
+        table = self._table
+        if order_by not in ORDERABLE:
+            raise InvalidInput("order_by", f"must be one of {', '.join(ORDERABLE)}, not {order_by!r}")
+        if not 1 <= limit <= LIMIT_MAX:
+            raise InvalidInput("limit", f"must be 1 to {LIMIT_MAX}, not {limit}")
+        query = table.select()
+        if status is not None:
+            wanted = [status] if isinstance(status, str) else list(status)
+            unknown = [name for name in wanted if name not in list(JobStatus)]
+            if unknown:
+                raise InvalidInput("status", f"there is no {', '.join(unknown)}; there are {', '.join(JobStatus)}")
+            query = query.where(table.status.in_(wanted))
+        if payment_status is not None:
+            query = query.where(table.payment_status == payment_status)
+        if email is not None:
+            query = query.where(table.email == email)
+        column = getattr(table, order_by)
+        return list(query.order_by(column.desc() if descending else column, table.id).limit(limit))
+
+    def fire(
+        self,
+        job_id: str,
+        trigger: str,
+        *,
+        actor: str,
+        reason: str = "",
+        facts: Mapping[str, Any] | None = None,
+        expected_status: str | None = None,
+        idempotency_key: str | None = None,
+        dry_run: bool = False,
+    ) -> Applied:
+        """Fire a declared trigger; see `Engine.fire`.
+
+        Raises:
+            UnknownJob, TransitionNotAllowed, GuardRefused, StaleState, TransitionConflict: nothing was changed.
+        """
+        try:
+            return self._engine.fire(
+                "job", str(job_id), trigger, actor=actor, reason=reason, facts=facts,
+                expected_state=expected_status, idempotency_key=idempotency_key, dry_run=dry_run,
+            )  # fmt: skip
+        except UnknownSubject:
+            raise UnknownJob(job_id) from None
+
+    def mark_failed(self, job_id: str, failure_reason: str, *, actor: str = "system") -> Applied:
+        """Fail a job that is being worked on; what was paid goes back after the refund delay."""
+        return self.fire(job_id, "fail", actor=actor, reason=failure_reason, facts={"code": failure_reason})
+
+    def _job_id(self, idempotency_key: str | None) -> str:
+        """A random id, or one that nobody can foresee but that the same key gives again."""
+        if idempotency_key is None:
+            return str(uuid.uuid4())
+        if not 1 <= len(idempotency_key) <= 255:
+            raise InvalidInput("Idempotency-Key", "must have 1 to 255 characters")
+        made = [
+            str(uuid.UUID(sign(key, "job", idempotency_key)[:32], version=4)) for key in self._settings.secret_keys
+        ]
+        known = self._table.select(self._table.job_id).where(self._table.job_id.in_(made)).first()
+        return made[0] if known is None else str(known.job_id)
+
+    def _same_order(self, job: Job, wanted: NewJob) -> Job:
+        fields = ("image_url", "resolution", "image_width", "image_height", "post_id", "attachment_id")
+        different = [name for name in fields if getattr(job, name) != getattr(wanted, name)]
+        if different:
+            raise InvalidInput("Idempotency-Key", f"was used for an order with another {', '.join(different)}")
+        return self._open_checkout(job.job_id)
+
+    def _open_checkout(self, job_id: str) -> Job:
+        job = self.get_job(job_id)
+        if job.checkout_url is None and job.status == JobStatus.AWAITING_PAYMENT:
+            effects = self._engine.tables.effects
+            owed = (effects.workflow == "job") & (effects.subject_id == job_id) & (effects.name == CHECKOUT)
+            for effect in effects.select(effects.id).where(owed):
+                self._perform(effect.id)
+            job = self.get_job(job_id)
+        return job
+
+    def explain(self, job_id: str) -> list[Option]:
+        """What may happen to a job next, and which guard blocks what and why."""
+        try:
+            return self._engine.explain("job", str(job_id))
+        except UnknownSubject:
+            raise UnknownJob(job_id) from None
+
+    def history(self, job_id: str) -> list[Transition]:
+        """Every transition of a job, oldest first."""
+        self.get_job(job_id)
+        return self._engine.history("job", str(job_id))
+
+
+def _read_order(order: Mapping[str, Any] | NewJob) -> NewJob:
+    if isinstance(order, Mapping):
+        known = set(NewJob.__dataclass_fields__)
+        unknown = sorted(set(order) - known)
+        if unknown:
+            raise InvalidInput(unknown[0], f"is not part of an order; known: {', '.join(sorted(known))}")
+        for name in ("image_url", "resolution", "image_width", "image_height"):
+            if order.get(name) in (None, ""):
+                raise InvalidInput(name, "is missing")
+        order = NewJob(**order)
+    for name in ("image_width", "image_height", "post_id", "attachment_id"):
+        value = getattr(order, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise InvalidInput(name, f"must be a whole number, not {value!r}")
+        if value is not None and not 0 <= value < 2**63:
+            raise InvalidInput(name, "is out of range")
+    for name in ("image_url", "resolution"):
+        if not isinstance(getattr(order, name), str):
+            raise InvalidInput(name, "must be text")
+    if order.email is not None:
+        try:
+            validate_email(str(order.email), check_deliverability=False)
+        except EmailNotValidError as problem:
+            raise InvalidInput("email", str(problem)) from None
+    return order

@@ -1,0 +1,1 @@
+"""The processes that consume the queue: Dramatiq actors, and the relay that rings what is due."""

@@ -1,0 +1,44 @@
+"""Owns what every long-lived process does first: settings, logging, a current schema, a broker. Called by its siblings."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from smi_workflow.app import App
+from smi_workflow.integrations.embedded_broker import EmbeddedBroker, ensure_embedded_broker
+from smi_workflow.settings import Settings, load_settings
+
+log = logging.getLogger(__name__)
+
+# Held for the life of the process: the embedded broker ends with its last user.
+_embedded: list[EmbeddedBroker] = []
+
+
+def open_process(name: str) -> App:
+    """Read the settings and open the App, or say what is missing.
+
+    Raises:
+        ConfigError: settings, schema or declarations are not fit to run.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.Formatter.converter = time.gmtime
+    app = App(load_settings())
+    app.check_schema()
+    return app
+
+
+def broker_url(settings: Settings) -> str:
+    """The configured broker, or the embedded one, started if nobody has yet.
+
+    Raises:
+        ConfigError: the embedded one cannot be started.
+    """
+    if settings.broker_url:
+        return settings.broker_url
+    if not _embedded:
+        _embedded.append(ensure_embedded_broker(settings.var_dir))
+        log.warning(
+            "SMI_BROKER_URL is not set: using %s. Production wants a broker of its own.", _embedded[0].description
+        )
+    return _embedded[0].url
