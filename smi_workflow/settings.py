@@ -5,6 +5,7 @@ Called by app.py, the command line and the processes; everything else gets a Set
 
 from __future__ import annotations
 
+import os
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -28,7 +29,7 @@ class Settings(BaseSettings):
     """Every setting of the system. A field `public_url` is the variable `SMI_PUBLIC_URL`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SMI_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+        env_prefix="SMI_", env_ignore_empty=True, extra="ignore", frozen=True
     )
 
     # Where things are kept.
@@ -187,7 +188,7 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the environment and `.env` once.
+    """Read the environment and `.env` (or the file that SMI_ENV_FILE names) once.
 
     Args:
         overrides: fields set by the caller (tests, the demo) instead of the environment.
@@ -195,7 +196,8 @@ def load_settings(**overrides: Any) -> Settings:
         ConfigError: every missing or bad variable, by name, together.
     """
     try:
-        return Settings(**overrides)
+        # The one place that reads the environment; pydantic-settings takes the file's name per call.
+        return Settings(_env_file=os.environ.get("SMI_ENV_FILE", ".env"), **overrides)  # type: ignore[call-arg]
     except ValidationError as error:
         problems = []
         for item in error.errors():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.databases import KINDS, Databases
+from tests.support.databases import Databases, kinds
 from tests.support.engines import Bench, open_bench
 
 
@@ -28,32 +29,44 @@ def sqlite_url(databases: Databases, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def postgres_url(databases: Databases, tmp_path: Path) -> Iterator[str]:
-    """A fresh PostgreSQL database."""
+    """An empty PostgreSQL database."""
     with databases.fresh("postgres", tmp_path) as url:
         yield url
 
 
 @pytest.fixture
 def mariadb_url(databases: Databases, tmp_path: Path) -> Iterator[str]:
-    """A fresh MariaDB database."""
+    """An empty MariaDB database."""
     with databases.fresh("mariadb", tmp_path) as url:
         yield url
 
 
 @pytest.fixture(
     params=[
-        pytest.param(kind, marks=[pytest.mark.server("mariadb")] if kind == "mariadb" else []) for kind in KINDS
+        pytest.param(kind, marks=[pytest.mark.server("mariadb")] if kind == "mariadb" else []) for kind in kinds()
     ]
 )
 def database_url(request: pytest.FixtureRequest, databases: Databases, tmp_path: Path) -> Iterator[str]:
-    """A fresh database, once of each kind."""
+    """An empty database, once of each kind that there is."""
     with databases.fresh(str(request.param), tmp_path) as url:
         yield url
 
 
 @pytest.fixture
-def bench(database_url: str) -> Iterator[Bench]:
+def opened() -> Iterator[Callable[..., Bench]]:
+    """`open_bench`, and everything that it opened is closed at the end."""
+    benches: list[Bench] = []
+
+    def open_and_remember(*args: Any, **kwargs: Any) -> Bench:
+        benches.append(open_bench(*args, **kwargs))
+        return benches[-1]
+
+    yield open_and_remember
+    for bench in benches:
+        bench.close()
+
+
+@pytest.fixture
+def bench(database_url: str, opened: Callable[..., Bench]) -> Bench:
     """The loans workflow on an engine, once on each kind of database."""
-    found = open_bench(database_url)
-    yield found
-    found.close()
+    return opened(database_url)

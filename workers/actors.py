@@ -1,7 +1,7 @@
 """Owns the Dramatiq actors: one per effect, one for events. Run by `dramatiq workers.actors -Q <queues>`.
 
 Importing this module wires the whole system from the environment, as the `dramatiq` command expects. An actor
-claims, performs and settles by id; it never raises, because the row and not the message decides what is tried again.
+claims, performs and settles by id. It never raises: the row and not the message decides what is tried again.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ def declare(app: App, broker: Broker) -> None:
         for effect in flow.effects().values():
             if effect.name not in broker.get_declared_actors():
                 work = _guarded(app, app.performer.perform)
-                dramatiq.actor(work, actor_name=effect.name, queue_name=effect.queue, broker=broker)
-    dramatiq.actor(_guarded(app, app.inbox.handle), actor_name=EVENT_ACTOR, queue_name=EVENT_QUEUE, broker=broker)
+                dramatiq.actor(actor_name=effect.name, queue_name=effect.queue, broker=broker)(work)
+    handle_event = _guarded(app, app.inbox.handle)
+    dramatiq.actor(actor_name=EVENT_ACTOR, queue_name=EVENT_QUEUE, broker=broker)(handle_event)
 
 
 def _guarded(app: App, work: Callable[[str], object]) -> Callable[[str], None]:

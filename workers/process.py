@@ -1,4 +1,7 @@
-"""Owns what every long-lived process does first: settings, logging, a current schema, a broker. Called by its siblings."""
+"""Owns what every long-lived process does first: settings, logging, a current schema, a broker.
+
+Called by its siblings.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ read-then-write fails without waiting), on the servers rows are locked with FOR 
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ _M = TypeVar("_M", bound=Model)
 
 LOCK_WAIT_SECONDS = 5
 _STAMP = "%Y-%m-%d %H:%M:%S.%f"
+_UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 if TYPE_CHECKING:
@@ -79,6 +81,11 @@ def read_stamp(value: object) -> datetime | None:
     if not isinstance(value, datetime):
         raise TypeError(f"not a timestamp: {value!r}")
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def readable(text: str) -> str:
+    """The text without what a database cannot keep: NUL (PostgreSQL) and halves of surrogate pairs (all)."""
+    return _UNWRITABLE.sub("\ufffd", text)
 
 
 def open_database(url: str) -> Database:

@@ -194,6 +194,10 @@ class State:
     owes: tuple[Owed, ...] = ()
     waiting: bool = False
 
+    def __post_init__(self) -> None:
+        # Members of a StrEnum become plain text: transitions looks up members of an Enum by another name.
+        object.__setattr__(self, "name", str(self.name))
+
 
 @dataclass(frozen=True, slots=True)
 class Move:
@@ -221,6 +225,11 @@ class Move:
     quiet: Condition | None = None
     by: str = ""
     hook: str | None = None
+
+    def __post_init__(self) -> None:
+        source = self.source
+        object.__setattr__(self, "source", str(source) if isinstance(source, str) else tuple(map(str, source)))
+        object.__setattr__(self, "to", str(self.to) if self.to is not None else None)
 
     def sources(self, states: Sequence[State]) -> tuple[str, ...]:
         """The states it starts from, `ANYWHERE` spelled out."""

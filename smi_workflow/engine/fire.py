@@ -199,7 +199,10 @@ class Engine:
 
     def ring(self, bell: Bell) -> None:
         """Ring once; a broker that is away is no reason to fail what has been committed."""
-        self._ring(bell.message_id, bell.actor_name, bell.queue)
+        try:
+            self._ring(bell.message_id, bell.actor_name, bell.queue)
+        except Exception:
+            log.exception("the bell for %s %s could not be rung; the sweep will", bell.actor_name, bell.message_id)
 
     def _after_commit(self, unit: Unit) -> None:
         for bell in unit.bells:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from peewee import fn
 
-from smi_workflow.engine.database import Slot, Statement, stamp
+from smi_workflow.engine.database import Slot, Statement, readable, stamp
 from smi_workflow.engine.declaration import Owed
 from smi_workflow.engine.tables import EffectRow, EffectState, Tables
 
@@ -165,8 +165,9 @@ class Outbox:
             values = {name: Slot(name) for name in names}
             return table.update({**values, "lease_token": None, "lease_until": None}).where(_held(table))
 
+        written = {name: readable(value) if isinstance(value, str) else value for name, value in columns.items()}
         cursor = self._registry.statement(("finish", names), build).run(
-            {**columns, "id": lease.effect_id, "token": lease.token}
+            {**written, "id": lease.effect_id, "token": lease.token}
         )
         return bool(cursor.rowcount == 1)
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal
+
+import peewee
 
 from smi_workflow.engine.clock import Clock
 from smi_workflow.engine.declaration import Effect
@@ -23,12 +26,12 @@ from smi_workflow.engine.tables import EffectRow, EffectState
 from smi_workflow.engine.unit import Unit, to_json
 from smi_workflow.errors import (
     ConfigError,
+    EngineError,
     GuardRefused,
-    InvalidInput,
-    ServiceError,
     ServiceRefused,
     ServiceUnavailable,
     StaleLease,
+    TransitionConflict,
     TransitionNotAllowed,
     UnknownSubject,
 )
@@ -36,6 +39,9 @@ from smi_workflow.errors import (
 log = logging.getLogger(__name__)
 
 UNKNOWN_EFFECT_RETRY = timedelta(seconds=30)
+RETRY_AFTER_MAX_SECONDS = 86_400.0
+# Passes by itself: nothing was written, the lease lapses, and the next claim does it all again.
+_PASSING = (StaleLease, TransitionConflict, peewee.OperationalError, peewee.InterfaceError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +196,12 @@ class Performer:
     # -- run --------------------------------------------------------------------------------------------------
 
     def _run(self, row: EffectRow, attempt: Attempt, lease: Lease) -> Performed:
-        handler = self._handlers[row.name]
+        if attempt.number > row.attempts_max:
+            # Every attempt is used up and the last one never reported: find out, then give up.
+            return self._give_up(row, attempt, lease, "no attempt reported an outcome", "unknown_outcome")
         try:
             with self._keeper.keeping(lease):
-                if attempt.number > row.attempts_max:
-                    # Every attempt is used up and the last one never reported: find out, then give up.
-                    return self._give_up(row, attempt, lease, "no attempt reported an outcome", "unknown_outcome")
-                outcome = handler.run(attempt)
+                outcome = self._handlers[row.name].run(attempt)
         except ServiceRefused as refusal:
             return self._after_refusal(row, attempt, lease, refusal)
         except ServiceUnavailable as trouble:
@@ -213,7 +218,8 @@ class Performer:
             )
         except BaseException:
             # The worker is told to stop, or ran out of time: hand it to the next one, doubts and all.
-            self._put_back(row, lease, self._engine.clock.now(), "the worker was stopped")
+            with suppress(EngineError, peewee.PeeweeException):
+                self._put_back(row, lease, self._engine.clock.now(), "the worker was stopped")
             raise
         return self._conclude(row, attempt, lease, outcome)
 
@@ -222,20 +228,10 @@ class Performer:
             return self._again(row, lease, outcome)
 
         def work(unit: Unit) -> Performed:
-            if outcome.trigger is not None:
-                subject = unit.lock(row.workflow, row.subject_id)
-                if subject.visit != row.visit and not row.survives:
-                    self._must(
-                        self._settle(
-                            lease,
-                            EffectState.SKIPPED,
-                            unit.now,
-                            note="done after its visit was over",
-                            outcome=outcome,
-                        ),
-                        lease,
-                    )
-                    return Performed.SKIPPED
+            if outcome.trigger is not None and _is_over(unit, row):
+                note = "done after its visit was over"
+                self._must(self._settle(lease, EffectState.SKIPPED, unit.now, note=note, outcome=outcome), lease)
+                return Performed.SKIPPED
             self._must(self._settle(lease, EffectState.DONE, unit.now, note=outcome.note, outcome=outcome), lease)
             if outcome.trigger is not None:
                 unit.fire(
@@ -246,19 +242,22 @@ class Performer:
 
         try:
             return self._engine.run(work, cause=f"effect:{row.id}")
+        except _PASSING:
+            raise
         except (GuardRefused, TransitionNotAllowed) as refusal:
             if outcome.on_refusal == "fail":
                 return self._fail(row, lease, str(refusal), getattr(refusal, "guard", "not_allowed"))
             note = f"refused: {refusal}"
             return self._alone(lambda unit: self._settle(lease, EffectState.DONE, unit.now, note=note), lease)
-        except InvalidInput as fault:
-            log.exception("effect %s (%s) fires '%s' without its facts", row.id, row.name, outcome.trigger)
-            return self._fail(row, lease, str(fault), "internal_error")
+        except Exception as fault:
+            log.exception("effect %s (%s): '%s' cannot be fired", row.id, row.name, outcome.trigger)
+            return self._fail(row, lease, f"{type(fault).__name__}: {fault}", "internal_error")
 
     def _again(self, row: EffectRow, lease: Lease, outcome: Again) -> Performed:
         def work(unit: Unit) -> Performed:
-            if outcome.trigger is not None:
-                unit.lock(row.workflow, row.subject_id)
+            if outcome.trigger is not None and _is_over(unit, row):
+                self._must(self._settle(lease, EffectState.SKIPPED, unit.now, note="its visit was over"), lease)
+                return Performed.SKIPPED
             put = self._engine.outbox.put_back(
                 lease, unit.now + outcome.after, attempts=0, doubts=0, waits=row.waits + 1, last_error=outcome.note
             )
@@ -272,16 +271,20 @@ class Performer:
 
         try:
             return self._engine.run(work, cause=f"effect:{row.id}")
-        except (GuardRefused, TransitionNotAllowed) as refusal:
-            log.info("effect %s (%s): %s", row.id, row.name, refusal)
+        except _PASSING:
+            raise
+        except Exception as refusal:
+            # Only waiting was asked for; news that does not fit must not keep it from that.
+            log.warning("effect %s (%s): %s", row.id, row.name, refusal, exc_info=True)
             return self._again(row, lease, replace(outcome, trigger=None))
 
     # -- what went wrong ----------------------------------------------------------------------------------------
 
     def _after_refusal(self, row: EffectRow, attempt: Attempt, lease: Lease, refusal: ServiceRefused) -> Performed:
+        code = refusal.code or "refused"
         if attempt.doubts:
-            return self._give_up(row, attempt, lease, str(refusal), refusal.code or "refused")
-        return self._fail(row, lease, str(refusal), refusal.code or "refused")
+            return self._give_up(row, attempt, lease, str(refusal), code)
+        return self._fail(row, lease, str(refusal), code)
 
     def _retry(
         self,
@@ -300,7 +303,7 @@ class Performer:
             return self._fail(row, lease, error, code or "unavailable")
         effect = self._effects[row.name]
         delay = min(effect.retry_seconds_max, effect.retry_seconds * 2 ** (attempt.number - 1))
-        delay = max(wait_seconds, delay * (0.5 + self._engine.chance.jitter()))
+        delay = max(min(wait_seconds, RETRY_AFTER_MAX_SECONDS), delay * (0.5 + self._engine.chance.jitter()))
         due_at = self._engine.clock.now() + timedelta(seconds=delay)
         doubts = attempt.doubts if known else attempt.doubts + 1
         return self._put_back(row, lease, due_at, error, doubts=doubts)
@@ -313,16 +316,17 @@ class Performer:
         try:
             with self._keeper.keeping(lease):
                 found = lookup(attempt)
-        except ServiceError as trouble:
-            due_at = self._engine.clock.now() + timedelta(seconds=self._effects[row.name].retry_seconds_max)
-            # More attempts than allowed: the next claim comes here again and does not call anew.
-            return self._put_back(
-                row, lease, due_at, f"{error}; cannot be looked up: {trouble}",
-                attempts=max(row.attempts, row.attempts_max),
-            )  # fmt: skip
+        except Exception as trouble:
+            log.warning("effect %s (%s) cannot be looked up", row.id, row.name, exc_info=True)
+            return self._give_up_later(row, lease, f"{error}; cannot be looked up: {trouble}")
         if found is None:
             return self._fail(row, lease, error, code)
         return self._conclude(row, attempt, lease, found)
+
+    def _give_up_later(self, row: EffectRow, lease: Lease, error: str) -> Performed:
+        due_at = self._engine.clock.now() + timedelta(seconds=self._effects[row.name].retry_seconds_max)
+        # As many attempts as allowed: the next claim gives up again and does not call anew.
+        return self._put_back(row, lease, due_at, error, attempts=max(row.attempts, row.attempts_max))
 
     def _put_back(
         self, row: EffectRow, lease: Lease, due_at: datetime, error: str, **columns: object
@@ -337,10 +341,7 @@ class Performer:
         log.warning("effect %s (%s) of %s failed for good: %s", row.id, row.name, row.subject_id, error)
 
         def work(unit: Unit) -> Performed:
-            over = False
-            if effect.failure is not None:
-                subject = unit.lock(row.workflow, row.subject_id)
-                over = subject.visit != row.visit and not row.survives
+            over = effect.failure is not None and _is_over(unit, row)
             state = EffectState.SKIPPED if over else EffectState.FAILED
             self._must(self._settle(lease, state, unit.now, error=error), lease)
             if effect.failure is not None and not over:
@@ -352,10 +353,16 @@ class Performer:
 
         try:
             return self._engine.run(work, cause=f"effect:{row.id}")
+        except _PASSING:
+            raise
         except (GuardRefused, TransitionNotAllowed, UnknownSubject) as refusal:
             text = f"{error}; and its failure trigger was refused: {refusal}"
             self._alone(lambda unit: self._settle(lease, EffectState.FAILED, unit.now, error=text), lease)
             return Performed.FAILED
+        except Exception as fault:
+            # A fault of ours: what failed must not be forgotten because its trigger is broken.
+            log.exception("effect %s (%s): '%s' cannot be fired", row.id, row.name, effect.failure)
+            return self._give_up_later(row, lease, f"{error}; and its failure trigger broke: {fault}")
 
     # -- small parts --------------------------------------------------------------------------------------------
 
@@ -385,6 +392,11 @@ class Performer:
     def _must(held: bool, lease: Lease) -> None:
         if not held:
             raise StaleLease(lease.effect_id)
+
+
+def _is_over(unit: Unit, row: EffectRow) -> bool:
+    """Law 9: whether the visit that it was owed to has ended, told under the subject's lock."""
+    return bool(unit.lock(row.workflow, row.subject_id).visit != row.visit and not row.survives)
 
 
 def _attempt(row: EffectRow, subject: Any, clock: Clock) -> Attempt:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from peewee import Database, Model
 
 from smi_workflow.engine.clock import Chance
-from smi_workflow.engine.database import Slot, Statement, is_sqlite, rows_as, stamp
+from smi_workflow.engine.database import Slot, Statement, is_sqlite, readable, rows_as, stamp
 from smi_workflow.engine.declaration import Case, Facts, MissingFact
 from smi_workflow.engine.outbox import Outbox
 from smi_workflow.engine.tables import EventState, Subject, Tables
@@ -149,6 +149,7 @@ class Unit:
         self.applied: list[Applied] = []
         self.cause: str | None = None
         self._rows: dict[tuple[str, str], Any] = {}
+        self._moving: dict[tuple[str, str], str] = {}
 
     def new_id(self) -> str:
         """A fresh id from the engine's source, for a new subject."""
@@ -234,9 +235,16 @@ class Unit:
         if trigger not in allowed:
             kind = TransitionNotAllowed if trigger in flow.triggers() else UnknownTrigger
             raise kind(workflow, key, state, trigger, allowed)
+        if (workflow, key) in self._moving:
+            during = self._moving[(workflow, key)]
+            raise EngineError(f"{workflow} {key} is in the middle of '{during}': its changes cannot fire it")
+        self._moving[(workflow, key)] = trigger
         case = self._case(flow, row, trigger, facts or {}, actor, reason)
-        self._execute(flow, case, key)
-        return self._write(flow, case, key, state, idempotency_key)
+        try:
+            self._execute(flow, case, key)
+            return self._write(flow, case, key, state, idempotency_key)
+        finally:
+            del self._moving[(workflow, key)]
 
     # -- the steps of fire, in order ----------------------------------------------------------------------------
 
@@ -363,7 +371,7 @@ class Unit:
             facts=Facts(facts),
             now=self.now,
             actor=actor,
-            reason=reason,
+            reason=readable(reason),
             unit=self,
             policy=self.registry.policy,
         )

@@ -55,6 +55,7 @@ class Workflow:
     _allowed: dict[str, tuple[str, ...]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.initial = str(self.initial)
         problems = self.problems()
         if problems:
             raise ConfigError(f"workflow {self.name} is not sound:", problems)

@@ -8,6 +8,7 @@ hit it in the middle of a transaction, where a lease that lapses does the same j
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -190,6 +191,8 @@ def _rabbitmq_broker(url: str) -> Broker:
         parts = urlsplit(one)
         query = options | dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
         urls.append(parts._replace(query=urlencode(query, quote_via=quote)).geturl())
+    # pika reports each failed attempt in six lines; `Outage` says it once.
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
     # Confirmed, because only then a queue that disappeared is noticed and declared again.
     return RabbitmqBroker(url=urls, middleware=[], confirm_delivery=True)
 

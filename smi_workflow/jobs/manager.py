@@ -89,7 +89,7 @@ class JobManager:
 
         Args:
             order: image_url, resolution, image_width, image_height; post_id, attachment_id, email optional.
-            idempotency_key: the same key makes one job, however often it is sent; with another order it is refused.
+            idempotency_key: the same key makes one job, however often it is sent; with another order: refused.
         Returns: the job; its `checkout_url` is None when Stripe could not be reached yet (workers go on trying).
         Raises:
             InvalidInput: names the field.

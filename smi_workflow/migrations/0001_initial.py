@@ -80,7 +80,7 @@ class Effect(Model):
         table_name = "smi_effects"
         indexes = (
             (("workflow", "subject_id", "visit"), False),
-            (("state", "due_at"), False),
+            (("state", "queue", "due_at"), False),
             (("state", "lease_until"), False),
         )
 

@@ -9,7 +9,6 @@ import re
 import socket
 import struct
 import threading
-import weakref
 from dataclasses import dataclass
 from email import message_from_bytes
 from email.message import EmailMessage
@@ -152,11 +151,10 @@ def _anyone(server: SMTP, session: Session, envelope: Envelope, mechanism: str, 
 
 
 class _Controller(Controller):
-    """Listens on a socket that is open already, and lets go of its connections when it stops."""
+    """Listens on a socket that is open already: the ports of all servers are taken before any starts."""
 
     def __init__(self, listener: socket.socket, handler: _Sink) -> None:
         self._listener = listener
-        self._sessions: weakref.WeakSet[SMTP] = weakref.WeakSet()
         super().__init__(
             handler,
             hostname=HOST,
@@ -166,20 +164,8 @@ class _Controller(Controller):
             auth_require_tls=False,
         )
 
-    def factory(self) -> SMTP:
-        smtp: SMTP = super().factory()  # type: ignore[no-untyped-call]
-        self._sessions.add(smtp)
-        return smtp
-
     def _create_server(self) -> Any:
         return self.loop.create_server(self._factory_invoker, sock=self._listener)
-
-    def cancel_tasks(self, stop_loop: bool = True) -> None:
-        # Newer Pythons wait for open connections when a server closes.
-        for smtp in list(self._sessions):
-            if isinstance(smtp.transport, asyncio.Transport):
-                smtp.transport.abort()
-        super().cancel_tasks(stop_loop)
 
 
 class MailServer:
@@ -212,7 +198,7 @@ class MailServer:
         self._server.start()
 
     def stop(self) -> None:
-        """Break off open connections and stop."""
+        """Stop at once."""
         self._server.stop()
         self._controller.stop(no_assert=True)
 

@@ -96,6 +96,7 @@ class FakeStripe(ThreadingHTTPServer):
         self.answers: list[Answer] = []
         self.respond: Callable[[Request], Answer] = lambda _: self.answers.pop(0)
         self.over = threading.Event()
+        self.dripped_out = False
 
     @property
     def url(self) -> str:
@@ -162,6 +163,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(piece)
             if self.server.over.wait(0.1):
                 return
+        self.server.dripped_out = True
 
 
 @contextmanager

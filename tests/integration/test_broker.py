@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import dramatiq
@@ -93,6 +93,7 @@ def shared_server() -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="smi-") as folder:
         server = Server(Path(folder))
         yield server
+        server.wait()
         process = server.process()
         server.close()
         wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, "server ended")
@@ -122,7 +123,7 @@ def doorbell(server: Server) -> Iterator[Doorbell]:
 
 
 class Handled:
-    """What reached the Dramatiq actors, in order."""
+    """The ids that reached the Dramatiq actors, in order."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
@@ -191,21 +192,23 @@ def test_two_workers_waiting_on_one_queue_lose_and_double_nothing(server: Server
 
 
 def test_a_full_consumer_takes_the_next_message_when_one_is_done(
-    broker: BlockingRedisBroker, doorbell: Doorbell
+    broker: BlockingRedisBroker, doorbell: Doorbell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("smi_workflow.integrations.consumer.WAIT_SECONDS", 2 * PATIENCE_SECONDS)
     for number in range(2):
         assert doorbell.ring(str(number), "run_effects", "effects")
     consumer = consume(broker, prefetch=1)
     first = next(consumer)
     assert first is not None
-    done = threading.Timer(0.05, consumer.ack, args=(first,))
-    done.start()
+    taken: list[object] = []
+    reader = threading.Thread(
+        target=lambda: taken.append(next(message.args for message in consumer if message is not None)), daemon=True
+    )
+    reader.start()
+    consumer.ack(first)
+    reader.join(PATIENCE_SECONDS)
 
-    second = next(consumer) or next(consumer)
-
-    assert second is not None
-    assert second.args == ("1",)
-    done.join()
+    assert taken == [("1",)]
 
 
 def test_what_was_taken_and_not_begun_is_given_back(broker: BlockingRedisBroker, doorbell: Doorbell) -> None:
@@ -274,19 +277,19 @@ def test_a_worker_survives_an_outage(
 def test_a_message_done_during_an_outage_is_settled_after_it(
     server: Server, broker: BlockingRedisBroker, doorbell: Doorbell
 ) -> None:
-    assert doorbell.ring("effect-1", "run_effects", "effects")
+    assert all(doorbell.ring(name, "run_effects", "effects") for name in ("done", "unread"))
     consumer = consume(broker, prefetch=2)
     message = next(consumer)
     assert message is not None
-
     with server.held_down():
         consumer.ack(message)
+        consumer.close()
     server.wait()
-    assert broker.client.hlen("dramatiq:effects.msgs") == 1
+    assert broker.client.hlen("dramatiq:effects.msgs") == 2
     while broker.outage.away:
         next(consumer)
 
-    assert broker.client.hlen("dramatiq:effects.msgs") == 0
+    assert broker.client.hlen("dramatiq:effects.msgs") == 1
 
 
 def test_a_flush_loses_messages_and_nothing_else(
@@ -307,17 +310,14 @@ def test_a_flush_loses_messages_and_nothing_else(
 def test_a_worker_ends_without_its_broker(
     server: Server, broker: BlockingRedisBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    worker_is_up = working(broker, "effects")
-    worker_is_up.__enter__()
-    with server.held_down():
-        worker_is_up.__exit__(None, None, None)
+    with ExitStack() as outage, working(broker, "effects"):
+        outage.enter_context(server.held_down())
 
     assert not [record for record in caplog.records if record.exc_info]
 
 
 def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 

@@ -225,6 +225,18 @@ def test_two_processes_share_one_and_the_last_one_ends_it(var_dir: Path) -> None
     assert not answers(third_url)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+def test_keeper_and_last_user_killed_together_leave_no_server(var_dir: Path) -> None:
+    user, _ = start_user(var_dir)
+    (keeper,) = keepers(var_dir)
+
+    user.send_signal(signal.SIGSTOP)
+    keeper.kill()
+    end_user(user, signal.SIGKILL)
+
+    wait_until(lambda: not keepers(var_dir) and not servers(var_dir), "everything stopped")
+
+
 def test_processes_that_start_at_once_agree(var_dir: Path) -> None:
     users = [
         subprocess.Popen(

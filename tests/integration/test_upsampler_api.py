@@ -45,13 +45,13 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def drip(self, start: bytes, end: bytes) -> None:
-        """Send slower than the client's total time allows, yet finish."""
+        """Send slower than the client's total time allows."""
         self.wfile.write(start)
         for _ in range(20):
-            if self.server.stopping.wait(0.05):
-                return
+            self.server.stopping.wait(1.0)
             self.wfile.write(b" ")
         self.wfile.write(end)
+        self.server.dripped.set()
 
     def reset(self) -> None:
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -75,6 +75,7 @@ class Server(ThreadingHTTPServer):
         self.behaviour: Callable[[Handler], None] = lambda to: to.answer(200, {"id": "up_1"})
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.stopping = threading.Event()
+        self.dripped = threading.Event()
 
     def answers(self, status: int, body: object, **headers: str) -> None:
         self.behaviour = lambda to: to.answer(status, body, **headers)
@@ -251,6 +252,7 @@ def test_a_slow_answer_meets_the_total_time(server: Server, start: bytes, end: b
     hasty = server.client(connect_timeout_seconds=0.15, read_timeout_seconds=0.15)
     error = unavailable(lambda: hasty.submit(**SUBMIT))
     assert (error.code, error.outcome_unknown) == ("timed_out", True)
+    assert not server.dripped.is_set()
 
 
 def test_a_reset_leaves_the_outcome_unknown(server: Server) -> None:

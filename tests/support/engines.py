@@ -175,6 +175,9 @@ def open_bench(
     return Bench(engine, database, clock, bells, models, url, LeaseKeeper(engine))
 
 
+Opener = Callable[..., Bench]
+
+
 def together(bench: Bench, *calls: Callable[[], Any]) -> list[Any]:
     """Run these in threads that start at once; returns what each returned or raised."""
     line = threading.Barrier(len(calls))

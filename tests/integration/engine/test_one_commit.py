@@ -6,11 +6,15 @@ Law 6: no transaction is open while a handler runs.
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import peewee
+import psycopg
 import pytest
+from pymysql.constants import SERVER_STATUS
 
 from smi_workflow.engine.database import transaction
 from smi_workflow.engine.declaration import Case
@@ -19,7 +23,7 @@ from smi_workflow.engine.perform import Attempt, Done, Performed
 from smi_workflow.engine.unit import Unit
 from smi_workflow.errors import EngineError, GuardRefused, InvalidInput, TransitionConflict
 from tests.integration.engine.racers import Crew
-from tests.support.engines import Bench, counts, open_bench, states, taped
+from tests.support.engines import Bench, Opener, counts, states, taped
 from tests.support.loans import FINE, LOAN, start_fine
 
 STATEMENTS = {
@@ -31,8 +35,8 @@ STATEMENTS = {
 }
 
 
-class Struck(RuntimeError):
-    """Raised by a test in the middle of a transaction."""
+class Struck(peewee.OperationalError):
+    """Raised by a test in the middle of a transaction: the database has gone away."""
 
 
 def strike_at(pattern: str, number: int = 1) -> Callable[[str], None]:
@@ -89,7 +93,7 @@ def test_nothing_is_written_when_the_effects_cannot_be(bench: Bench) -> None:
     assert bench.dump() == before
 
 
-def test_a_change_that_raises_takes_its_children_back(database_url: str) -> None:
+def test_a_change_that_raises_takes_its_children_back(database_url: str, opened: Opener) -> None:
     """Law 1: the child was started and the parent's change failed afterwards."""
 
     def fail(case: Case[Any]) -> None:
@@ -97,13 +101,12 @@ def test_a_change_that_raises_takes_its_children_back(database_url: str) -> None
         raise Struck
 
     moves = tuple(replace(move, change=fail) if move.trigger == "lose" else move for move in LOAN.moves)
-    bench = open_bench(database_url, workflows=(replace(LOAN, moves=moves), FINE))
+    bench = opened(database_url, workflows=(replace(LOAN, moves=moves), FINE))
     bench.lent()
     before = bench.dump()
     with pytest.raises(Struck):
         bench.fire("lose")
     assert bench.dump() == before
-    bench.close()
 
 
 def test_a_refusal_in_another_subject_takes_everything_back(bench: Bench) -> None:
@@ -200,11 +203,13 @@ def test_no_transaction_is_open_while_a_handler_runs(bench: Bench) -> None:
 
     def handler(attempt: Attempt) -> Done:
         depth = bench.database.transaction_depth()
-        connection = bench.database.connection()
-        if hasattr(connection, "in_transaction"):
-            is_open = bool(connection.in_transaction)
+        connection: Any = bench.database.connection()
+        if isinstance(connection, psycopg.Connection):
+            is_open = connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE
+        elif isinstance(connection, sqlite3.Connection):
+            is_open = connection.in_transaction
         else:
-            is_open = "idle" not in str(getattr(connection, "info", "idle")).lower()
+            is_open = bool(connection.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS)
         seen.append((depth, is_open))
         bench.fire("waive")
         return Done()
@@ -250,21 +255,20 @@ def test_a_conflict_is_tried_three_times_from_the_start(bench: Bench) -> None:
     assert len(units) == 3
 
 
-def test_a_subject_cannot_be_fired_in_the_middle_of_its_own_transition(database_url: str) -> None:
+def test_a_subject_cannot_be_fired_in_the_middle_of_its_own_transition(database_url: str, opened: Opener) -> None:
     """Law 1: a change that fires its own row would write a history in which states do not follow each other."""
 
     def meddle(case: Case[Any]) -> None:
         case.unit.fire("loan", case.row.loan_id, "waive", actor="system")
 
     moves = tuple(replace(move, change=meddle) if move.trigger == "lend" else move for move in LOAN.moves)
-    bench = open_bench(database_url, workflows=(replace(LOAN, moves=moves), FINE))
+    bench = opened(database_url, workflows=(replace(LOAN, moves=moves), FINE))
     bench.start()
     before = bench.dump()
     with pytest.raises(EngineError, match="in the middle of 'lend'"):
         bench.fire("lend")
     assert bench.dump() == before
     assert bench.fire("waive").sequence == 2
-    bench.close()
 
 
 def test_a_refused_guard_writes_nothing(bench: Bench) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smi_workflow.errors import ServiceRefused
@@ -123,6 +123,7 @@ def test_hosts_are_matched_against_the_list(host: str, allowed: bool) -> None:
             check_url(f"https://{host}/a", policy)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(max_size=60))
 def test_any_text_is_either_refused_or_a_public_https_url(text: str) -> None:
     for url in (text, f"https://{text}", f"https://{text}/a"):

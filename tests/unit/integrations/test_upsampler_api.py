@@ -7,7 +7,7 @@ import math
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smi_workflow.errors import ConfigError, InvalidInput
@@ -124,6 +124,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(["id", "status", "imageUrl", "creditCost", "error"]), json_values))
 def test_any_json_is_read_or_refused(payload: dict[str, object]) -> None:
     try:

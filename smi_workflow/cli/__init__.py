@@ -1,0 +1,1 @@
+"""The command line: `smi`, one file per command group."""

@@ -1,0 +1,26 @@
+"""Owns the `smi` command: gathers the groups. Called from the shell."""
+
+from __future__ import annotations
+
+import typer
+
+from smi_workflow.cli import demo, fire, graph, jobs, migrate, up
+
+app = typer.Typer(
+    name="smi",
+    help="Sell AI-upscaled images: run the system, look into jobs, and move them safely.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+app.command()(migrate.migrate)
+app.command()(up.up)
+app.command()(demo.demo)
+app.command()(graph.graph)
+app.command()(fire.fire)
+app.add_typer(jobs.app, name="jobs")
+
+
+def main() -> None:
+    """The entry point of the `smi` script."""
+    app()

@@ -1,0 +1,112 @@
+"""Owns what every web process has: start-up, headers, request ids, log lines, clean connections.
+
+Called by site.py and downloads.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import sys
+import time
+import uuid
+from typing import Any
+
+from flask import Flask, Response, g, request
+from peewee import Database, PeeweeException
+
+from smi_workflow.app import App
+from smi_workflow.errors import SmiError
+from smi_workflow.integrations.broker import Doorbell, make_broker
+from smi_workflow.settings import load_settings
+from smi_workflow.web.problems import DATABASE_FAILED, answer_problems
+
+# gunicorn's own status for an application that cannot be loaded: it stops, and does not try for ever.
+EXIT_NOT_LOADED = 4
+# A client that neither sends nor takes a byte for so long is gone, or holds a thread on purpose.
+STALL_SECONDS = 60.0
+
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
+
+log = logging.getLogger(__name__)
+
+
+def open_or_exit(name: str) -> App:
+    """Open the system for a web process; says what is missing and ends the process where it cannot run.
+
+    Args:
+        name: of the process, for the message.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.Formatter.converter = time.gmtime
+    try:
+        app = App(load_settings())
+        app.check_schema()
+        if app.settings.broker_url:
+            # Made now, so that a URL that cannot be used shows before the first event has been taken in.
+            app.ring_through(Doorbell(make_broker(app.settings.broker_url)))
+    except SmiError as error:
+        sys.stderr.write(f"{name}: {error}\n")
+        sys.exit(EXIT_NOT_LOADED)
+    # Threads connect for themselves; this one serves nobody.
+    app.database.close()
+    return app
+
+
+def make_site(app: App) -> Flask:
+    """A Flask application without routes, but with everything that each answer needs."""
+    site = Flask("smi_workflow.web", static_folder=None)
+    # A redirect to a tidier path would answer a webhook with something else than yes or no.
+    site.url_map.merge_slashes = False
+    site.json.sort_keys = False  # type: ignore[attr-defined]  # the default provider has it
+    answer_problems(site)
+
+    @site.before_request
+    def begin() -> None:
+        g.started = time.monotonic()
+        given = request.headers.get("X-Request-Id", "")
+        g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        connection = request.environ.get("gunicorn.socket")
+        if isinstance(connection, socket.socket):
+            connection.settimeout(STALL_SECONDS)
+
+    @site.after_request
+    def finish(response: Response) -> Response:
+        for name, value in SECURITY_HEADERS.items():
+            response.headers.setdefault(name, value)
+        response.headers["X-Request-Id"] = g.request_id
+        # The route and never the path: paths carry tokens, queries whatever a stranger wrote.
+        rule = request.url_rule.rule if request.url_rule is not None else "(no route)"
+        took_ms = (time.monotonic() - g.started) * 1000
+        log.info("%s %s %d %.0f ms %s", request.method[:16], rule, response.status_code, took_ms, g.request_id)
+        return response
+
+    @site.teardown_request
+    def leave_clean(error: BaseException | None) -> None:
+        leave_connection_clean(app.database, has_failed=bool(g.get(DATABASE_FAILED)))
+
+    return site
+
+
+def leave_connection_clean(database: Database, *, has_failed: bool) -> None:
+    """Hand no open transaction and no broken connection to the next request of this thread."""
+    if database.is_closed():
+        return
+    state: Any = database._state  # type: ignore[attr-defined]  # peewee closes nothing while it counts a transaction
+    if database.transaction_depth():
+        log.error("a request left a transaction open; it is rolled back")
+        state.transactions.clear()
+        has_failed = True
+    if has_failed:
+        try:
+            database.close()
+        except PeeweeException as trouble:
+            log.info("a connection could not even be closed: %s", type(trouble).__name__)

@@ -1,0 +1,29 @@
+"""Owns the web site as a whole. gunicorn's target is `smi_workflow.web.site:create_app()`."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from smi_workflow.app import App
+from smi_workflow.web.api import api_routes
+from smi_workflow.web.downloads import download_routes
+from smi_workflow.web.health import health_routes
+from smi_workflow.web.pages import page_routes
+from smi_workflow.web.serving import make_site, open_or_exit
+from smi_workflow.web.webhooks import webhook_routes
+
+
+def create_app(app: App | None = None) -> Flask:
+    """The whole site; the downloads too, so that one process is enough for a small installation.
+
+    Args:
+        app: an open system; unset, one from the environment, or the process ends with what is wrong.
+    """
+    app = app or open_or_exit("web")
+    site = make_site(app)
+    site.register_blueprint(health_routes(app))
+    site.register_blueprint(webhook_routes(app))
+    site.register_blueprint(api_routes(app))
+    site.register_blueprint(download_routes(app))
+    site.register_blueprint(page_routes())
+    return site
