@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 
 # A platform that hands out a port wants to reach it from outside.
-bind = [f"0.0.0.0:{os.environ['PORT']}"] if os.environ.get("PORT") else ["127.0.0.1:8000"]  # noqa: S104
+bind = [f"0.0.0.0:{os.environ['PORT']}"] if os.environ.get("PORT") else ["127.0.0.1:8000"]
 
 # Threads, because requests wait for the database, Stripe and slow clients, and compute next to nothing.
 worker_class = "gthread"
 workers = int(os.environ.get("WEB_CONCURRENCY") or 2)
 threads = int(os.environ.get("WEB_THREADS") or 8)
 
-# A process that does not report for so long is replaced. Slow requests are not meant: their threads report nothing.
+# A process that does not report for so long is replaced; requests may take longer, threads report nothing.
 timeout = 60
 # An order in flight (fetch, Stripe) is let finish before a process ends.
 graceful_timeout = 30

@@ -24,8 +24,8 @@ STRIPE, UPSAMPLER = "stripe", "upsampler"
 
 # What is kept of an event's object, beside its id.
 _KEPT = (
-    "amount", "amount_total", "amount_refunded", "charge", "client_reference_id", "currency", "failure_reason",
-    "livemode", "payment_intent", "payment_status", "reason", "status", "metadata",
+    "amount", "amount_total", "amount_refunded", "client_reference_id", "currency", "failure_reason",
+    "livemode", "payment_status", "reason", "status",
 )  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def reduce_stripe_event(event: Mapping[str, Any]) -> dict[str, Any]:
     """Keep of a verified event what its translator reads.
 
     Raises:
-        InvalidInput: an event without the envelope every event has.
+        InvalidInput: an event without the envelope every event has, or with an object that refers to nonsense.
     """
     data = event.get("data")
     thing = data.get("object") if isinstance(data, dict) else None
@@ -42,17 +42,28 @@ def reduce_stripe_event(event: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("id", "type"):
         if not isinstance(event.get(name), str) or not event[name]:
             raise InvalidInput(name, "is missing")
-    kept = {name: thing[name] for name in _KEPT if name in thing}
+    kept = {name: thing[name] for name in _KEPT if isinstance(thing.get(name), str | int | float)}
     for name in ("payment_intent", "charge"):
-        kept[name] = identifier(thing.get(name))
-    metadata = thing.get("metadata")
-    kept["metadata"] = metadata if isinstance(metadata, dict) else {}
-    kept["id"] = thing.get("id")
-    customer = thing.get("customer_details")
-    kept["email"] = customer.get("email") if isinstance(customer, dict) else None
-    error = thing.get("last_payment_error")
-    kept["error_code"] = error.get("code") if isinstance(error, dict) else None
+        try:
+            kept[name] = identifier(thing.get(name))
+        except (KeyError, TypeError):
+            raise InvalidInput(f"data.object.{name}", "is neither an id nor an object with one") from None
+    metadata = _part(thing, "metadata")
+    kept["metadata"] = {name: value for name, value in metadata.items() if isinstance(value, str)}
+    kept["id"] = _text(thing, "id")
+    kept["email"] = _text(_part(thing, "customer_details"), "email")
+    kept["error_code"] = _text(_part(thing, "last_payment_error"), "code")
     return {"id": event["id"], "type": event["type"], "livemode": bool(event.get("livemode")), "object": kept}
+
+
+def _part(thing: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = thing.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _text(thing: Mapping[str, Any], name: str) -> str | None:
+    value = thing.get(name)
+    return value if isinstance(value, str) and value else None
 
 
 class StripeReader:
@@ -81,6 +92,9 @@ class StripeReader:
         reader = self._readers.get(event["type"])
         if reader is None:
             return Ignore(f"{event['type']} changes nothing here")
+        if event["object"]["id"] is None:
+            # Compared with a column, no id would mean every row that has none yet.
+            return Ignore("it is about an object without an id")
         return reader(event["object"], event["livemode"])
 
     def _session_completed(self, session: dict[str, Any], livemode: bool) -> Reading:
@@ -171,6 +185,8 @@ class StripeReader:
     def _dispute(self, dispute: dict[str, Any], trigger: str, withdrawn: int | None) -> Reading:
         payments = self._engine.bound(Payment)
         intent, charge = dispute["payment_intent"], dispute["charge"]
+        if intent is None and charge is None:
+            return Ignore("it names no charge")
         payment = payments.get_or_none(
             (payments.payment_intent_id == intent) if intent else (payments.charge_id == charge)
         )

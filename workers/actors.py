@@ -18,7 +18,7 @@ from smi_workflow.app import App
 from smi_workflow.engine.unit import EVENT_ACTOR, EVENT_QUEUE
 from smi_workflow.errors import SmiError
 from smi_workflow.integrations.broker import Doorbell, make_broker
-from workers.process import broker_url, open_process
+from workers.process import broker_url, open_process, stop_once
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ def main() -> None:
     app.ring_through(Doorbell(broker))
     dramatiq.set_broker(broker)
     declare(app, broker)
+    stop_once()
 
 
 main()

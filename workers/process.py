@@ -6,13 +6,17 @@ Called by its siblings.
 from __future__ import annotations
 
 import logging
+import signal
 import time
+from types import FrameType
 
 from smi_workflow.app import App
 from smi_workflow.integrations.embedded_broker import EmbeddedBroker, ensure_embedded_broker
 from smi_workflow.settings import Settings, load_settings
 
 log = logging.getLogger(__name__)
+
+SAME_SIGNAL_SECONDS = 2.0
 
 # Held for the life of the process: the embedded broker ends with its last user.
 _embedded: list[EmbeddedBroker] = []
@@ -26,9 +30,30 @@ def open_process(name: str) -> App:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.Formatter.converter = time.gmtime
+    for chatty in ("transitions", "stripe"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     app = App(load_settings())
     app.check_schema()
     return app
+
+
+def stop_once() -> None:
+    """Let one stop signal that arrives twice count once.
+
+    A process manager signals the whole group, and Dramatiq's main process passes the signal on as well; workers
+    take the second for "at once", and would drop what they are doing. A later signal still means that.
+    """
+    passed_on = signal.getsignal(signal.SIGTERM)
+    last = -SAME_SIGNAL_SECONDS
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= SAME_SIGNAL_SECONDS and callable(passed_on):
+            last = now
+            passed_on(number, frame)
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def broker_url(settings: Settings) -> str:

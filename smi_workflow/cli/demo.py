@@ -111,7 +111,7 @@ class _Sale:
         self.job_id = answer["job_id"]
         console.print(f"\nA buyer orders [bold]{image_url.rsplit('/', 1)[1]}[/] ({width}x{height}) at 4x.")
         console.print(f"Job [bold]{self.job_id}[/], {answer['amount']} {answer['currency']}")
-        console.print(f"Pay page: {answer['checkout_url']}\n")
+        console.print(f"Pay page: {answer['checkout_url']}\n", soft_wrap=True)
         self.told()
 
     def pay(self) -> None:
@@ -143,7 +143,7 @@ class _Sale:
         """Print what has happened since the last look."""
         for item in self.app.jobs.history(self.job_id)[self.seen :]:
             self.seen += 1
-            console.print(_line(item, time.monotonic() - self.started))
+            console.print(_line(item, time.monotonic() - self.started), soft_wrap=True)
 
     def check_delivery(self) -> None:
         """The file is four times as large, and the link in the mail opens exactly it."""
@@ -152,7 +152,7 @@ class _Sale:
         width, height = _measure(path)
         if (width, height) != (self.size[0] * 4, self.size[1] * 4):
             raise DemoFailed(f"the stored file is {width}x{height}, not four times the original")
-        console.print(f"\nStored:   {path}  [bold]{width}x{height}[/] (4x, checked)")
+        console.print(f"\nStored:   {path}  [bold]{width}x{height}[/] (4x, checked)", soft_wrap=True)
         link = self._mail("Your upscaled image is ready")["links"][0]
         answer = requests.get(link, timeout=60)
         if answer.status_code != 200 or _sha256(answer.content) != _sha256(path.read_bytes()):
@@ -182,7 +182,7 @@ class _Sale:
             mails = requests.get(f"{ready['mail_http']}/_sandbox/ledger", timeout=10).json()["mails"]
             for mail in mails:
                 if mail["subject"].startswith(subject) and BUYER in mail["to"]:
-                    console.print(f"Mail:     {mail['path']}  “{mail['subject']}”")
+                    console.print(f"Mail:     {mail['path']}  “{mail['subject']}”", soft_wrap=True)
                     return dict(mail)
             time.sleep(0.1)
         raise DemoFailed(f"no mail “{subject} …” reached {BUYER}")
@@ -192,7 +192,7 @@ class _Sale:
         console.print("\n[bold]Timeline[/]")
         for item in history:
             seconds = (item.created_at - history[0].created_at).total_seconds()
-            console.print(_line(item, seconds))
+            console.print(_line(item, seconds), soft_wrap=True)
 
 
 def _line(item: Transition, seconds: float) -> str:
@@ -254,7 +254,7 @@ def _processes(folder: Path) -> Iterator[None]:
     except DemoFailed as failure:
         errors.print(f"[dim]The last lines of {folder / 'processes.log'}:[/]")
         for line in (folder / "processes.log").read_text(errors="replace").splitlines()[-12:]:
-            errors.print(f"  {line}", markup=False)
+            errors.print(f"  {line}", markup=False, soft_wrap=True)
         raise failure
     finally:
         process.send_signal(signal.SIGTERM)

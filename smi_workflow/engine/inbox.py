@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+import peewee
+
+from smi_workflow.engine.database import readable
 from smi_workflow.engine.fire import Engine
 from smi_workflow.engine.tables import EventRow, EventState
 from smi_workflow.engine.unit import EVENT_ACTOR, EVENT_QUEUE, Bell, Unit
@@ -21,6 +25,7 @@ from smi_workflow.errors import (
     EngineError,
     GuardRefused,
     InvalidInput,
+    TransitionConflict,
     TransitionNotAllowed,
     UnknownSubject,
 )
@@ -124,11 +129,7 @@ class Inbox:
         if row.state not in (EventState.RECEIVED, EventState.PARKED):
             return EventState(row.state)
         try:
-            translator = self._translators.get(row.provider)
-            reading = translator(row) if translator else Ignore(f"nobody reads events of {row.provider}")
-            return self._follow(row, reading)
-        except InvalidInput as error:
-            return self._close(row, EventState.IGNORED, f"cannot be read: {error}")
+            return self._apply_or_park(row)
         except _Settled:
             return EventState(self._table.get_by_id(inbox_id).state)
 
@@ -138,11 +139,28 @@ class Inbox:
         open_states = table.state.in_((EventState.RECEIVED, EventState.PARKED))
         return list(table.select().where(open_states & (table.due_at <= now)).order_by(table.due_at).limit(limit))
 
+    def _apply_or_park(self, row: EventRow) -> EventState:
+        try:
+            translator = self._translators.get(row.provider)
+            reading = translator(row) if translator else Ignore(f"nobody reads events of {row.provider}")
+            return self._follow(row, reading)
+        except InvalidInput as error:
+            return self._close(row, EventState.IGNORED, f"cannot be read: {error}")
+        except (_Settled, TransitionConflict, peewee.OperationalError, peewee.InterfaceError):
+            raise
+        except Exception as fault:
+            # A fault of ours: parked, it is tried again ever more rarely, and after three days a person looks.
+            log.exception("event %s (%s of %s) cannot be applied", row.id, row.kind, row.provider)
+            return self._park(row, Park(f"{type(fault).__name__}: {fault}"))
+
     def _follow(self, row: EventRow, reading: Reading) -> EventState:
         if isinstance(reading, Ignore):
             return self._close(row, EventState.IGNORED, reading.reason)
         if isinstance(reading, Park):
-            return self._park(row, reading, reading.version)
+            try:
+                return self._park(row, reading, reading.version)
+            except UnknownSubject as unknown:
+                return self._park(row, Park(f"{reading.reason}; {unknown}"))
         refusals = []
         seen: dict[tuple[str, str], int] = {}
         step: Fire | None = reading
@@ -175,7 +193,8 @@ class Inbox:
     def _close(self, row: EventRow, state: EventState, reason: str) -> EventState:
         def work(unit: Unit) -> EventState:
             if row.state == EventState.PARKED and row.workflow and row.subject_id:
-                unit.lock(row.workflow, row.subject_id)
+                with suppress(UnknownSubject):
+                    unit.lock(row.workflow, row.subject_id)
             self._settle(unit, row, state, reason)
             return state
 
@@ -215,6 +234,7 @@ class Inbox:
     def _move(self, row: EventRow, values: Mapping[str, object]) -> None:
         """Compare-and-set on what was read: whoever comes second changes nothing at all."""
         table = self._table
+        values = {**values, "reason": readable(str(values["reason"]))}
         unchanged = (table.id == row.id) & (table.state == row.state) & (table.attempts == row.attempts)
         if table.update(**values).where(unchanged).execute() != 1:
             raise _Settled
@@ -226,7 +246,10 @@ def _count(unit: Unit, workflow: str | None, key: str | None, change: int) -> No
         return
     flow = unit.registry.workflow(workflow)
     model = unit.registry.bound(flow.model)
-    row = unit.lock(workflow, key)
+    try:
+        row = unit.lock(workflow, key)
+    except UnknownSubject:
+        return
     row.parked_events += change
     model.update(parked_events=row.parked_events).where(getattr(model, flow.key) == key).execute()
 

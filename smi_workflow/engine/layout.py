@@ -1,28 +1,23 @@
-"""Owns where the boxes, lines and labels of a workflow's picture go. Called by picture.py.
+"""Owns where the boxes of a workflow's picture stand and where lines leave them. Called by routes.py.
 
-The main story, the longest way forward in the order of declaration, is one straight row; every other state stands
-below it. So each line runs beside its neighbour's box, above the row, between the rows or below them, in a lane of
-its own: no line crosses a box and no label meets another, whatever is declared.
+The main path, the longest way forward in the order of declaration, is one straight row; every other state stands
+below it. So each line runs from box to neighbouring box, above the upper row, between the rows or below the lower
+one: none has to cross a box, whatever is declared.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, permutations
 
 LABEL_PX = 7.25
 LINE_PX = 15
 
 _PAD = 20
 _JOG = 24
-_MIN_WIDTH = 206
 _MIN_GAP = 72
-_LANE = 12
-_PERMUTED_MAX = 6
-
-Point = tuple[int, int]
+_FAR = 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +47,7 @@ class Box:
     row: int
     x: int = 0
     y: int = 0
-    width: int = _MIN_WIDTH
+    width: int = 0
     height: int = 0
 
     @property
@@ -68,42 +63,7 @@ class Box:
         return self.x + self.width // 2
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One edge as drawn, from source to target, and its label: the middle or the left end of its upper side."""
-
-    edge: Edge
-    points: tuple[Point, ...]
-    label: Point
-    centred: bool
-
-
-@dataclass(slots=True)
-class Layout:
-    """The whole picture, its upper left corner at (0, 0)."""
-
-    path: tuple[str, ...]
-    boxes: dict[str, Box]
-    lines: list[Line]
-    spine: int = 0
-    right: int = 0
-    bottom: int = 0
-
-
-def lay_out(
-    names: Sequence[str], initial: str, edges: Sequence[Edge], measure: Callable[[str, int], int]
-) -> Layout:
-    """Find a place for everything; the same declaration always gets the same places.
-
-    Args:
-        names: every state, in the order of declaration.
-        edges: at most one for each pair of states.
-        measure: the height that a state's text needs in a box of this width.
-    """
-    return _Builder(names, initial, edges, measure).build()
-
-
-def main_story(names: Sequence[str], initial: str, edges: Iterable[Edge]) -> tuple[str, ...]:
+def main_path(names: Sequence[str], initial: str, edges: Iterable[Edge]) -> tuple[str, ...]:
     """The longest way from the first state on to later declared ones; of equals, the first declared."""
     order = {name: index for index, name in enumerate(names)}
     ahead: dict[str, set[str]] = {name: set() for name in names}
@@ -117,40 +77,56 @@ def main_story(names: Sequence[str], initial: str, edges: Iterable[Edge]) -> tup
     return longest[initial]
 
 
+def _slot(edge: Edge) -> int:
+    """The width that a straight line between the rows needs with its label."""
+    return edge.label_width + 20
+
+
 @dataclass(slots=True)
-class _Builder:
-    names: Sequence[str]
+class Places:
+    """Where everything stands from left to right; the same declaration always gets the same places.
+
+    Args:
+        widths: the least width of each state's box, in the order of declaration.
+        edges: at most one from a state to another.
+    Attributes:
+        path: the states of the upper row.
+        column: where in that row a state is.
+        upper: where an edge between the rows leaves or enters the upper box.
+        lower: the same at the lower box; equal where the line is straight.
+        runs: the one or two columns, if any, that a lower box stands under.
+    """
+
+    widths: Mapping[str, int]
     initial: str
     edges: Sequence[Edge]
-    measure: Callable[[str, int], int]
-    path: tuple[str, ...] = ()
-    column: dict[str, int] = field(default_factory=dict)
-    boxes: dict[str, Box] = field(default_factory=dict)
-    # Where an edge between the rows leaves the upper box and the lower one.
-    upper: dict[Edge, int] = field(default_factory=dict)
-    lower: dict[Edge, int] = field(default_factory=dict)
-    runs: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    path: tuple[str, ...] = field(init=False)
+    column: dict[str, int] = field(init=False)
+    boxes: dict[str, Box] = field(init=False)
+    upper: dict[Edge, int] = field(init=False, default_factory=dict)
+    lower: dict[Edge, int] = field(init=False, default_factory=dict)
+    runs: dict[str, tuple[int, ...]] = field(init=False, default_factory=dict)
 
-    def build(self) -> Layout:
-        self.path = main_story(self.names, self.initial, self.edges)
+    def __post_init__(self) -> None:
+        self.path = main_path(tuple(self.widths), self.initial, self.edges)
         self.column = {name: index for index, name in enumerate(self.path)}
-        self.boxes = {name: Box(name, 0 if name in self.column else 1) for name in self.names}
+        self.boxes = {
+            name: Box(name, 0 if name in self.column else 1, width=self.widths[name]) for name in self.widths
+        }
         self._find_runs()
         self._place_columns()
         self._place_the_rest()
-        return self._draw()
 
-    # -- which edge runs where --------------------------------------------------------------------------------
-
-    def _between(self) -> list[Edge]:
+    def between(self) -> list[Edge]:
+        """Edges from one row to the other."""
         return [edge for edge in self.edges if self.boxes[edge.source].row != self.boxes[edge.target].row]
 
-    def _beside(self, column: int) -> list[Edge]:
+    def beside(self, column: int) -> list[Edge]:
         """Edges between this column's state and the next one's, either way."""
         pair = set(self.path[column : column + 2])
         return [edge for edge in self.edges if {edge.source, edge.target} == pair and len(pair) == 2]
 
-    def _within(self, row: int) -> list[Edge]:
+    def within(self, row: int) -> list[Edge]:
         """Edges of a row that need a lane above or below it, the shortest first."""
         mine = [e for e in self.edges if self.boxes[e.source].row == self.boxes[e.target].row == row]
         if row == 0:
@@ -164,8 +140,8 @@ class _Builder:
 
     def _find_runs(self) -> None:
         """Stand each lower state under the one or two columns it has most to do with: straight lines."""
-        weights: dict[str, dict[int, int]] = {name: {} for name in self.names if name not in self.column}
-        for edge in self._between():
+        weights: dict[str, dict[int, int]] = {name: {} for name in self.widths if name not in self.column}
+        for edge in self.between():
             up, down = self._ends(edge)
             weights[down][self.column[up]] = weights[down].get(self.column[up], 0) + len(edge.triggers)
         owners: dict[int, str] = {}
@@ -187,7 +163,7 @@ class _Builder:
         return sum(columns) / len(columns) if columns else float(len(self.path))
 
     def _of(self, name: str) -> list[Edge]:
-        return [edge for edge in self._between() if name in self._ends(edge)]
+        return [edge for edge in self.between() if name in self._ends(edge)]
 
     def _jogs(self, name: str, *, to_the_right: bool) -> list[Edge]:
         """Edges between the rows that are not straight, ordered so that those of one side do not cross."""
@@ -199,59 +175,53 @@ class _Builder:
                 found.append((self._rank(other), edge))
         return [edge for _, edge in sorted(found, key=lambda pair: pair[0])]
 
-    # -- places -----------------------------------------------------------------------------------------------
-
     def _place_columns(self) -> None:
-        cursor, shelf = 0, -(10**6)
+        """The main row from left to right; each column takes the width that the lines below it need."""
+        cursor, shelf = 0, -_FAR
         for index, name in enumerate(self.path):
             box = self.boxes[name]
             before, after = self._jogs(name, to_the_right=False), self._jogs(name, to_the_right=True)
             straight = [edge for edge in self._of(name) if index in self.runs[self._ends(edge)[1]]]
-            slots = sum(edge.label_width + 20 for edge in straight)
-            need = 2 * _PAD + _JOG * (len(before) + len(after)) + slots
-            box.width = max(_MIN_WIDTH, need)
+            need = 2 * _PAD + _JOG * (len(before) + len(after)) + sum(map(_slot, straight))
+            box.width = max(box.width, need)
             first = _PAD + _JOG * len(before) + (box.width - need) // 2
             below = next((self.boxes[down] for down, run in self.runs.items() if index in run), None)
-            opens = below is not None and self.runs[below.name][0] == index
-            if below is not None and opens:
-                reach = first - _PAD - _JOG * len(self._jogs(below.name, to_the_right=False))
-                cursor = max(
-                    cursor, shelf + _MIN_GAP // 2 - min(reach, 0 if len(self.runs[below.name]) == 1 else reach)
-                )
+            arriving: list[Edge] = []
+            if below is not None and self.runs[below.name][0] == index:
+                arriving = self._jogs(below.name, to_the_right=False)
+                below.x = first - _JOG * (len(before) + len(arriving)) - _PAD
+                if len(self.runs[below.name]) == 1:
+                    below.x = min(below.x, 0)
+                cursor = max(cursor, shelf + _MIN_GAP // 2 - below.x)
+                below.x += cursor
             box.x = cursor
-            for place, edge in enumerate(before):
-                self.upper[edge] = box.x + _PAD + _JOG * place
-            for place, edge in enumerate(after):
-                self.upper[edge] = box.right - _PAD - _JOG * (len(after) - 1 - place)
-            offset = box.x + first
+            # From left to right: what the lower box receives, what this one does, straight lines, and so back.
+            x = box.x + first - _JOG * (len(before) + len(arriving))
+            x = self._side_by_side(self.lower, arriving, x)
+            x = self._side_by_side(self.upper, before, x)
             for edge in straight:
-                self.upper[edge] = self.lower[edge] = offset
-                offset += edge.label_width + 20
-            if below is not None:
-                if opens:
-                    self._open_below(below, box.x + first, box)
-                if self.runs[below.name][-1] == index:
-                    shelf = self._close_below(below, offset, box)
-            beside = [edge.label_width + 36 for edge in self._beside(index)]
-            cursor = box.right + max([_MIN_GAP, *beside])
+                self.upper[edge] = self.lower[edge] = x
+                x += _slot(edge)
+            x = self._side_by_side(self.upper, after, x)
+            if below is not None and self.runs[below.name][-1] == index:
+                leaving = self._jogs(below.name, to_the_right=True)
+                x = self._side_by_side(self.lower, leaving, x)
+                aligned = box.right if len(self.runs[below.name]) == 1 else 0
+                below.width = max(x + (_PAD - _JOG if leaving else 0), aligned, below.x + below.width) - below.x
+                shelf = below.right
+            gap = max([_MIN_GAP, *(edge.label_width + 36 for edge in self.beside(index))])
+            cursor = max(box.right + gap, x + self._reach(index + 1))
 
-    def _open_below(self, below: Box, first: int, above: Box) -> None:
-        arriving = self._jogs(below.name, to_the_right=False)
-        for place, edge in enumerate(arriving):
-            self.lower[edge] = first - _JOG * (len(arriving) - place)
-        below.x = first - _PAD - _JOG * len(arriving)
-        if len(self.runs[below.name]) == 1:
-            below.x = min(below.x, above.x)
+    def _reach(self, index: int) -> int:
+        """How far to the left of a column the box below it receives lines."""
+        opened = [down for down, run in self.runs.items() if run and run[0] == index]
+        return sum(_JOG * len(self._jogs(down, to_the_right=False)) for down in opened)
 
-    def _close_below(self, below: Box, offset: int, above: Box) -> int:
-        leaving = self._jogs(below.name, to_the_right=True)
-        for place, edge in enumerate(leaving):
-            self.lower[edge] = offset + _JOG * place
-        right = max(offset + _JOG * len(leaving), below.x + _MIN_WIDTH)
-        if len(self.runs[below.name]) == 1:
-            right = max(right, above.right)
-        below.width = right - below.x
-        return right
+    def _side_by_side(self, ports: dict[Edge, int], edges: list[Edge], x: int) -> int:
+        for edge in edges:
+            ports[edge] = x
+            x += _JOG
+        return x
 
     def _place_the_rest(self) -> None:
         """Lower states that own no column go where there is room, as near to their partners as can be."""
@@ -259,7 +229,7 @@ class _Builder:
         for name in sorted((name for name, run in self.runs.items() if not run), key=self._rank):
             box = self.boxes[name]
             mine = self._jogs(name, to_the_right=False) + self._jogs(name, to_the_right=True)
-            box.width = max(_MIN_WIDTH, 2 * _PAD + _JOG * len(mine))
+            box.width = max(box.width, 2 * _PAD + _JOG * len(mine))
             partners = [self.boxes[self._ends(edge)[0]].middle for edge in mine] or [
                 self.boxes[self.path[-1]].middle
             ]
@@ -273,138 +243,9 @@ class _Builder:
             free = [x for x in options if all(x >= b.right + gap or x + box.width + gap <= b.x for b in taken)]
             box.x = min(free, key=lambda x: (abs(x - wanted), x))
             taken.append(box)
+            used = {*self.upper.values(), *self.lower.values()}
             for place, edge in enumerate(mine):
-                self.lower[edge] = box.x + box.width * (place + 1) // (len(mine) + 1)
-
-    # -- lines ------------------------------------------------------------------------------------------------
-
-    def _draw(self) -> Layout:
-        rows: list[list[Box]] = [[], []]
-        for box in self.boxes.values():
-            box.height = self.measure(box.name, box.width)
-            rows[box.row].append(box)
-        lanes = self._lane_order()
-        straight = [edge for edge in self._between() if edge not in lanes]
-        channel = sum(edge.label_height + _LANE for edge in lanes) + (22 if lanes else 12)
-        channel += max((edge.label_height + 30 for edge in straight), default=34)
-        y = sum(edge.label_height + _LANE for edge in self._within(0)) + (14 if self._within(0) else 0)
-        spine = y
-        for row in rows:
-            height = max((box.height for box in row), default=0)
-            for box in row:
-                box.y, box.height = y, height
-            y += height + channel
-        spine = rows[0][0].y + self._spine_offset(rows[0][0].height)
-        lines = [line for column in range(len(self.path)) for line in self._draw_beside(column, spine)]
-        lines += self._draw_between(lanes, straight, rows[0][0].bottom, rows[0][0].bottom + channel)
-        lines += self._draw_within(0) + self._draw_within(1)
-        return self._at_origin(Layout(self.path, self.boxes, lines, spine))
-
-    def _spine_offset(self, height: int) -> int:
-        """How far down the main row its lines run: room for their labels above, and for a line back below."""
-        labels = [edge.label_height for column in range(len(self.path)) for edge in self._beside(column)]
-        return max(min(height // 2, 64), *(label + 8 for label in labels)) if labels else min(height // 2, 64)
-
-    def _draw_beside(self, column: int, spine: int) -> list[Line]:
-        lines, y = [], spine
-        for edge in sorted(self._beside(column), key=lambda edge: edge.source != self.path[column]):
-            left, right = self.boxes[self.path[column]], self.boxes[self.path[column + 1]]
-            forth = edge.source == left.name
-            if not forth and lines:
-                y += edge.label_height + 22
-            points = ((left.right, y), (right.x, y))
-            label = ((left.right + right.x) // 2 - (4 if forth else -4), y - edge.label_height - 5)
-            lines.append(Line(edge, points if forth else points[::-1], label, centred=True))
-        return lines
-
-    def _lane_order(self) -> list[Edge]:
-        """The edges that change columns between the rows, highest lane first, with the fewest crossings."""
-        jogs = [edge for edge in self._between() if self.upper[edge] != self.lower[edge]]
-        if len(jogs) > _PERMUTED_MAX:
-            return jogs
-
-        def crossings(order: Sequence[Edge]) -> int:
-            count = 0
-            for above, edge in enumerate(order):
-                low, high = sorted((self.upper[edge], self.lower[edge]))
-                count += sum(low < self.upper[other] < high for other in order[above + 1 :])
-                count += sum(low < self.lower[other] < high for other in order[:above])
-            return count
-
-        return list(min((list(order) for order in permutations(jogs)), key=crossings))
-
-    def _draw_between(self, lanes: list[Edge], straight: list[Edge], top: int, bottom: int) -> list[Line]:
-        lines: list[Line] = []
-        levels: dict[Edge, int] = {}
-        y = top + 10
-        for edge in lanes:
-            y += edge.label_height + _LANE
-            levels[edge] = y
-        for edge in straight:
-            points = ((self.upper[edge], top), (self.upper[edge], bottom))
-            label = (self.upper[edge] + 9, bottom - 20 - edge.label_height)
-            lines.append(Line(edge, points if edge.source in self.column else points[::-1], label, centred=False))
-        for edge, level in levels.items():
-            up, down = self.upper[edge], self.lower[edge]
-            # Lines that pass this label's height: all straight ones, and the ends of those in other lanes.
-            passing = [self.upper[other] for other in straight]
-            passing += [self.upper[o] for o in lanes if levels[o] > level]
-            passing += [self.lower[o] for o in lanes if levels[o] < level]
-            low, high = sorted((up, down))
-            stops = [low, *sorted(x for x in passing if low < x < high), high]
-            widest = max(pairwise(stops), key=lambda pair: pair[1] - pair[0])
-            points4 = ((up, top), (up, level), (down, level), (down, bottom))
-            label = (sum(widest) // 2, level - edge.label_height - 5)
-            lines.append(Line(edge, points4 if edge.source in self.column else points4[::-1], label, centred=True))
-        return lines
-
-    def _draw_within(self, row: int) -> list[Line]:
-        """Arcs over the main row, or under the lower one; shorter ones lie inside longer ones."""
-        edges = self._within(row)
-        ends: dict[str, list[tuple[int, int, int, Edge, int]]] = {name: [] for name in self.names}
-        for index, edge in enumerate(edges):
-            pair = [self.boxes[edge.source], self.boxes[edge.target]]
-            for end, (mine, other) in enumerate((pair, pair[::-1])):
-                side = (other.x > mine.x) - (other.x < mine.x)
-                ends[mine.name].append((side, -other.x, index * (side or end), edge, end))
-        ports: dict[tuple[Edge, int], int] = {}
-        for name, found in ends.items():
-            for place, (*_, edge, end) in enumerate(sorted(found, key=lambda item: item[:3])):
-                box = self.boxes[name]
-                ports[edge, end] = box.x + box.width * (place + 1) // (len(found) + 1)
-        lines, away = [], 8
-        for edge in sorted(edges, key=lambda edge: abs(ports[edge, 1] - ports[edge, 0])):
-            start, stop = ports[edge, 0], ports[edge, 1]
-            away += _LANE
-            wall = self.boxes[edge.source].y if row == 0 else self.boxes[edge.source].bottom
-            level = wall - away if row == 0 else wall + away
-            points = ((start, wall), (start, level), (stop, level), (stop, wall))
-            lift = level - edge.label_height - 5 if row == 0 else level + 3
-            lines.append(Line(edge, points, ((start + stop) // 2, lift), centred=True))
-            away += edge.label_height
-        return lines
-
-    def _at_origin(self, found: Layout) -> Layout:
-        """Move everything so that nothing lies left of or above (0, 0)."""
-        xs, ys = [], []
-        for line in found.lines:
-            x = line.label[0] - (line.edge.label_width // 2 if line.centred else 0)
-            xs += [x, x + line.edge.label_width, *(point[0] for point in line.points)]
-            ys += [line.label[1], line.label[1] + line.edge.label_height, *(point[1] for point in line.points)]
-        for box in found.boxes.values():
-            xs += [box.x, box.right]
-            ys += [box.y, box.bottom]
-        dx, dy = -min(xs), -min(ys)
-        for box in found.boxes.values():
-            box.x, box.y = box.x + dx, box.y + dy
-        found.lines = [
-            Line(
-                line.edge,
-                tuple((x + dx, y + dy) for x, y in line.points),
-                (line.label[0] + dx, line.label[1] + dy),
-                line.centred,
-            )
-            for line in found.lines
-        ]
-        found.spine, found.right, found.bottom = found.spine + dy, max(xs) + dx, max(ys) + dy
-        return found
+                x = box.x + box.width * (place + 1) // (len(mine) + 1)
+                # Two lines at the same x might run into each other.
+                self.lower[edge] = next(x + d for d in range(_FAR) if not used & set(range(x + d - 4, x + d + 5)))
+                used.add(self.lower[edge])

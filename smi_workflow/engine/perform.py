@@ -202,6 +202,7 @@ class Performer:
         try:
             with self._keeper.keeping(lease):
                 outcome = self._handlers[row.name].run(attempt)
+                assert outcome is not None, "its handler returned nothing"
         except ServiceRefused as refusal:
             return self._after_refusal(row, attempt, lease, refusal)
         except ServiceUnavailable as trouble:

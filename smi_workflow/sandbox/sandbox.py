@@ -130,6 +130,8 @@ class Sandbox:
 
 
 def _folder(path: Path) -> Path:
+    # Absolute: Flask takes a relative path for one beside its own code.
+    path = path.absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

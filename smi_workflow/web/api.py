@@ -130,7 +130,7 @@ def _no_checkout(job: Job) -> Problem:
         )
         return unavailable(detail, job_id=job.job_id, job_status=job.status)
     detail = f"This order is {job.status} and cannot be paid. Order anew, with another Idempotency-Key."
-    return Problem(409, detail, job_id=job.job_id, job_status=job.status)
+    return Problem(409, detail, members={"job_id": job.job_id, "job_status": job.status})
 
 
 def _read(model: type[_M]) -> _M:

@@ -100,7 +100,7 @@ def _refuse_constant(name: str) -> Any:
 
 @contextmanager
 def _bounded_in_time() -> Iterator[threading.Event]:
-    """Break off the reading side of the connection when the time is over: reading ends there, answering does not."""
+    """Break off the reading side of the connection when the time is over; the answer still goes out."""
     is_over = threading.Event()
     connection = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
     if not isinstance(connection, socket.socket):

@@ -1,6 +1,6 @@
-"""Owns the handing out of files: results to buyers, sources to Upsampler. Called by site.py, or a process of its own.
+"""Owns the handing out of files: results to buyers, sources to Upsampler. Called by site.py.
 
-A process of its own, because slow buyers hold threads: payments must not wait behind them. gunicorn's target is
+Also a process of its own, because slow buyers hold threads: payments must not wait behind them. Its target is
 `smi_workflow.web.downloads:create_app()`.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from datetime import UTC, datetime
 from typing import BinaryIO
 
 from flask import Blueprint, Flask, Response, request
@@ -74,8 +75,7 @@ def download_routes(app: App) -> Blueprint:
         if not good:
             raise Problem(410, "This link has expired.")
         job = jobs.get_or_none(jobs.job_id == job_id)
-        file = _open(app, job.source_file) if job is not None else None
-        if file is None:
+        if job is None or (file := _open(app, job.source_file)) is None:
             raise Problem(404)
         return _send(file, job.source_file, None, "no-store")
 
@@ -123,7 +123,7 @@ def _send(file: BinaryIO, name: str, download_name: str | None, cache: str) -> R
     kind = _TYPES.get(os.path.splitext(name)[1], "application/octet-stream")  # noqa: PTH122
     response = Response(body, content_type=kind, direct_passthrough=True)
     response.content_length = facts.st_size
-    response.last_modified = int(facts.st_mtime)
+    response.last_modified = datetime.fromtimestamp(int(facts.st_mtime), UTC)
     # Names of stored files are used once, so name, size and time name the bytes.
     response.set_etag(hashlib.sha256(f"{name}:{facts.st_size}:{facts.st_mtime_ns}".encode()).hexdigest()[:32])
     response.headers["Cache-Control"] = cache

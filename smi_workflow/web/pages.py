@@ -1,4 +1,4 @@
-"""Owns the small pages for people: thanks, cancelled, and whatever problems.py has to say. Called by its siblings."""
+"""Owns the small pages for people: thanks, cancelled, and what problems.py has to say. Called by its siblings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ JOB_ID_LENGTH_MAX = 64
 _STYLE = (Path(__file__).parent / "templates" / "style.css.jinja").read_text(encoding="utf-8")
 _DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 # The one style of the page and nothing else: no script, no image, no frame, no form.
-PAGE_POLICY = f"default-src 'none'; style-src 'sha256-{_DIGEST}'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+PAGE_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_DIGEST}'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
 
 
 def page_routes() -> Blueprint:
@@ -54,7 +57,7 @@ def render_page(title: str, paragraphs: Sequence[str], status: int = 200, *, job
         job_id: shown where given, escaped like everything else.
     """
     # Marked safe because it is our own file; everything else is escaped.
-    style = Markup(_STYLE)  # noqa: S704
+    style = Markup(_STYLE)
     text = render_template("page.html", title=title, paragraphs=paragraphs, job_id=job_id, style=style)
     response = Response(text, status, content_type="text/html; charset=utf-8")
     response.headers["Content-Security-Policy"] = PAGE_POLICY

@@ -81,20 +81,20 @@ class Problem(HTTPException):
         *,
         title: str | None = None,
         headers: Mapping[str, str] | None = None,
-        **members: object,
+        members: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
         self.code = status
         self.detail = detail
         self.title = title
         self.more_headers = dict(headers or {})
-        self.members = members
+        self.members = dict(members or {})
 
 
 def unavailable(detail: str | None = None, *, seconds: float | None = None, **members: object) -> Problem:
     """503 with the time after which to come again."""
     wait = RETRY_SECONDS if seconds is None else max(1, min(RETRY_SECONDS_MAX, math.ceil(seconds)))
-    return Problem(503, detail, headers={"Retry-After": str(wait)}, **members)
+    return Problem(503, detail, headers={"Retry-After": str(wait)}, members=members)
 
 
 def answer_problems(site: Flask) -> None:
@@ -161,7 +161,7 @@ def _translate(error: SmiError) -> Problem:
         status = 400 if request.blueprint == "webhooks" else 422
         if status == 400:
             log.warning("a message was refused: %s (request %s)", error, g.get("request_id"))
-        return Problem(status, f"{error.field} {error.problem}", field=error.field)
+        return Problem(status, f"{error.field} {error.problem}", members={"field": error.field})
     if isinstance(error, BadSignature):
         log.warning("a message was refused: %s (request %s)", error, g.get("request_id"))
         return Problem(400, "The signature does not fit.")
@@ -174,6 +174,6 @@ def _translate(error: SmiError) -> Problem:
         return unavailable(seconds=error.retry_after_seconds, code=error.code)
     if isinstance(error, ServiceRefused):
         detail = _IMAGE_DETAILS.get(error.code or "", _IMAGE_DETAIL_ELSE)
-        return Problem(422, detail, code=error.code, field="image_url")
+        return Problem(422, detail, members={"code": error.code, "field": "image_url"})
     log.error("request %s failed: %s", g.get("request_id"), error, exc_info=error)
     return Problem(500)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 
 from flask import Blueprint, Response, jsonify, request
@@ -62,7 +63,7 @@ def webhook_routes(app: App) -> Blueprint:
     return routes
 
 
-def _payload(kept: dict[str, object]) -> str:
+def _payload(kept: Mapping[str, object]) -> str:
     check_storable(kept)
     try:
         return json.dumps(kept, allow_nan=False)

@@ -80,7 +80,9 @@ def main() -> None:
     """Obey until the input ends."""
     for line in sys.stdin:
         command = json.loads(line)
-        bench = open_bench(command["url"], create=False, chance_prefix=f"{os.getpid()}-{time.monotonic_ns()}-"[-20:])
+        bench = open_bench(
+            command["url"], create=False, chance_prefix=f"{os.getpid()}-{time.monotonic_ns()}-"[-20:]
+        )
         try:
             if "now" in command:
                 bench.clock.time = datetime.fromisoformat(command["now"])

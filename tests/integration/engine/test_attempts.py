@@ -22,7 +22,9 @@ GONE = ServiceRefused("desk", "no such book", code="no_such_book")
 class Scripted:
     """A handler and its lookup that do what a list says, one item a call; the last item is repeated."""
 
-    def __init__(self, *runs: Outcome | BaseException, lookups: tuple[Outcome | Exception | None, ...] = ()) -> None:
+    def __init__(
+        self, *runs: Outcome | BaseException, lookups: tuple[Outcome | Exception | None, ...] = ()
+    ) -> None:
         self._runs, self._lookups = list(runs), list(lookups)
         self.calls: list[str] = []
         self.attempts: list[Attempt] = []
@@ -79,7 +81,13 @@ def test_a_process_that_dies_has_used_an_attempt(bench: Bench, crew: Crew, tmp_p
     """Law 5: kill -9 counts, and leaves a doubt; the effect waits for its lease to lapse."""
     bench.start()
     effect_id = bench.effect("fetch_book").id
-    command = {"do": "perform", "url": bench.url, "effect": effect_id, "calls": str(tmp_path / "calls"), "end": end}
+    command = {
+        "do": "perform",
+        "url": bench.url,
+        "effect": effect_id,
+        "calls": str(tmp_path / "calls"),
+        "end": end,
+    }
     assert crew.run(command) == [{"died": -9 if end == "kill -9" else 7}]
     row = bench.effect("fetch_book")
     assert (row.state, row.attempts, row.doubts) == ("claimed", 1, 1)

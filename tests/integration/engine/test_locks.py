@@ -207,9 +207,7 @@ def test_each_protection_alone_lets_one_win(
     assert bench.history() == [("create", "", "reserved"), ("lend", "reserved", "lent")]
 
 
-def test_without_any_protection_both_win(
-    postgres_url: str, opened: Opener, crew: Crew, tmp_path: Path
-) -> None:
+def test_without_any_protection_both_win(postgres_url: str, opened: Opener, crew: Crew, tmp_path: Path) -> None:
     """The races above can fail: with all three taken away, a book is lent twice."""
     bench = opened(postgres_url)
     bench.start()

@@ -144,7 +144,10 @@ def test_a_handler_that_returns_nothing_ends_in_the_failure_trigger(bench: Bench
     """Law 7: a forgotten `return` is a fault like any other."""
     bench.start()
     nothing: Any = None
-    assert perform(bench, "fetch_book", nothing) is Performed.FAILED
+    for expected in (Performed.RETRY, Performed.RETRY, Performed.FAILED):
+        assert perform(bench, "fetch_book", nothing) is expected
+        bench.clock.advance(minutes=1)
+    assert bench.effect("fetch_book").last_error == "AssertionError: its handler returned nothing"
     assert bench.loan().state == "returned"
 
 
