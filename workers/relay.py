@@ -15,14 +15,11 @@ from datetime import datetime, timedelta
 import peewee
 
 from smi_workflow.app import App
-from smi_workflow.engine.tables import EffectRow
 from smi_workflow.engine.unit import EVENT_ACTOR, EVENT_QUEUE, Bell
 from smi_workflow.errors import SmiError
 from smi_workflow.integrations.broker import Doorbell, make_broker
 from workers.process import broker_url, open_process
 
-# Whoever fired has rung already: give its message this long before ringing once more.
-GRACE = timedelta(seconds=1)
 PAGE = 500
 
 log = logging.getLogger(__name__)
@@ -61,20 +58,14 @@ class Relay:
     def _due_effects(self, now: datetime) -> Iterable[Bell]:
         outbox = self._app.engine.outbox
         for queue in self._queues:
-            for row in outbox.due(queue, now, PAGE):
-                if not _just_owed(row, now):
-                    yield Bell(row.id, row.name, row.queue)
-        for row in outbox.lapsed(now, PAGE):
-            yield Bell(row.id, row.name, row.queue)
+            yield from (
+                Bell(due.id, due.name, due.queue) for due in outbox.due(queue, now, PAGE) if not due.is_fresh
+            )
+        yield from (Bell(due.id, due.name, due.queue) for due in outbox.lapsed(now, PAGE))
 
     def _due_events(self, now: datetime) -> Iterable[Bell]:
-        for row in self._app.inbox.due(now, PAGE):
-            if now - row.received_at >= GRACE:
-                yield Bell(row.id, EVENT_ACTOR, EVENT_QUEUE)
-
-
-def _just_owed(row: EffectRow, now: datetime) -> bool:
-    return row.due_at <= row.created_at and now - row.created_at < GRACE
+        due = self._app.inbox.due(now, PAGE)
+        return (Bell(event.id, EVENT_ACTOR, EVENT_QUEUE) for event in due if not event.is_fresh)
 
 
 def run(relay: Relay, stop: threading.Event, pause_seconds: float) -> None:

@@ -10,9 +10,11 @@ from smi_workflow.engine.perform import Again, Attempt, Done, Outcome
 from smi_workflow.errors import ServiceRefused
 from smi_workflow.integrations.stripe_api import KEY_HORIZON
 from smi_workflow.integrations.stripe_objects import CheckoutSession, StripeRefund
+from smi_workflow.jobs.model import Job, Payment
 from smi_workflow.settings import PAYMENT_TIMEOUT_HOURS_MAX, STRIPE_EXPIRY_MARGIN_SECONDS
 
 MARGIN = timedelta(seconds=STRIPE_EXPIRY_MARGIN_SECONDS)
+LOOK_AGAIN = timedelta(minutes=5)
 
 
 def create_checkout(world: World, attempt: Attempt) -> Outcome:
@@ -54,7 +56,7 @@ def payment_deadline(world: World, attempt: Attempt) -> Outcome:
     if session.status == "expired":
         return Done("abandon", {"session_status": "expired"}, reason="nobody paid in time")
     if session.payment_status == "paid":
-        return Done("payment_received", payment_facts(session), actor="stripe", reason="found at the deadline")
+        return _found_payment(world, attempt.row, session)
     if attempt.inputs["delayed"]:
         return Done("payment_failed", {"code": "delayed_payment_timeout"}, reason="the bank debit never settled")
     return Done("payment_processing", actor="stripe", reason="found at the deadline: paid by a slow method")
@@ -112,8 +114,7 @@ def check_refund(world: World, attempt: Attempt) -> Outcome:
         return Again(timedelta(hours=6), note=f"{made.status} at Stripe")
     if made.status == "succeeded":
         return Done("succeed", refund_facts(made), actor="stripe", on_refusal="skip")
-    reason = f"Stripe says {made.status}: {made.failure_reason or 'no reason given'}"
-    return Done("fail", {"code": made.failure_reason or made.status}, reason=reason, on_refusal="skip")
+    return _refund_failed(made)
 
 
 def refund_overdue(world: World, attempt: Attempt) -> Outcome:
@@ -142,12 +143,29 @@ def _checkout_opened(session: CheckoutSession) -> Outcome:
     return Done("checkout_opened", {"session_id": session.id, "checkout_url": session.url})
 
 
+def _found_payment(world: World, job: Job, session: CheckoutSession) -> Outcome:
+    """A payment whose webhook was lost; or one that does not fit, after which nobody can pay any more."""
+    payments = world.engine.bound(Payment)
+    if payments.get_or_none(payments.payment_intent_id == session.payment_intent) is not None:
+        return Done(
+            "abandon", {"session_status": "spent"}, reason="what was paid did not fit, and goes its own way"
+        )
+    facts, reason = payment_facts(session), "found at the deadline"
+    paid = (session.amount_total_cents, session.currency, session.livemode)
+    if paid == (job.amount_due_cents, job.currency, job.livemode):
+        return Done("payment_received", facts, actor="stripe", reason=reason)
+    return Again(LOOK_AGAIN, "what was paid does not fit", "payment_unexpected", facts, reason)
+
+
 def _refund_outcome(refund: StripeRefund) -> Outcome:
     if refund.status == "succeeded":
         return Done("succeed", refund_facts(refund), actor="stripe", on_refusal="skip")
     if refund.status in ("pending", "requires_action"):
         return Done("submitted", refund_facts(refund), actor="stripe", on_refusal="skip")
-    raise ServiceRefused(
-        "stripe", f"the refund is {refund.status}: {refund.failure_reason or 'no reason given'}",
-        code=refund.failure_reason or refund.status,
-    )  # fmt: skip
+    return _refund_failed(refund)
+
+
+def _refund_failed(refund: StripeRefund) -> Outcome:
+    reason = f"Stripe says {refund.status}: {refund.failure_reason or 'no reason given'}"
+    code = refund.failure_reason or refund.status
+    return Done("fail", {"code": code}, actor="stripe", reason=reason, on_refusal="skip")

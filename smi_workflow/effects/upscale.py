@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from typing import Literal
 
 from smi_workflow.effects.world import World
 from smi_workflow.engine.perform import Again, Attempt, Done, Outcome
@@ -72,11 +73,15 @@ def upscale_deadline(world: World, attempt: Attempt) -> Outcome:
     if answer.status in (UpscaleStatus.IN_QUEUE, UpscaleStatus.IN_PROGRESS):
         reason = f"Upsampler was still {answer.status} after {world.settings.processing_timeout_minutes:g} minutes"
         return Done("fail", {"code": "upsampler_timeout"}, reason=reason)
-    return _ended(world, attempt, answer)
+    # Nobody asks after this: a result that cannot be used must end the job.
+    return _ended(world, attempt, answer, on_refusal="fail")
 
 
 def fetch_result(world: World, attempt: Attempt) -> Outcome:
-    """Fetch, check and store the result; the file's name is the effect's, so no two attempts of jobs share one."""
+    """Fetch, check and store the result, unless an earlier attempt did; the file is named after the effect."""
+    found = find_result(world, attempt) if attempt.doubts else None
+    if found is not None:
+        return found
     stored = world.storage.store_image(
         _result_name(attempt),
         lambda file: fetch(attempt.inputs["url"], file, world.result_policy(), service="result"),
@@ -126,7 +131,9 @@ def _started(attempt: Attempt, upsampler_job_id: str, answer: Upscale | None) ->
     return Done("upscale_started", facts, actor="upsampler")
 
 
-def _ended(world: World, attempt: Attempt, answer: Upscale) -> Outcome:
+def _ended(
+    world: World, attempt: Attempt, answer: Upscale, on_refusal: Literal["fail", "skip"] = "skip"
+) -> Outcome:
     if answer.status is UpscaleStatus.FAILED:
         reason = answer.error or "Upsampler gives no reason"
         return Done("fail", {"code": "upsampler_failed"}, actor="upsampler", reason=reason, on_refusal="skip")
@@ -137,7 +144,7 @@ def _ended(world: World, attempt: Attempt, answer: Upscale) -> Outcome:
         "url_refusal": url_refusal(world, answer.image_url),
         "credits_used": answer.credit_cost,
     }
-    return Done("upscale_delivered", facts, actor="upsampler", on_refusal="skip")
+    return Done("upscale_delivered", facts, actor="upsampler", on_refusal=on_refusal)
 
 
 def _stored(image: StoredImage) -> Outcome:

@@ -88,6 +88,30 @@ def readable(text: str) -> str:
     return _UNWRITABLE.sub("\ufffd", text)
 
 
+class _Healing(Database):
+    """A database whose threads drop a connection that the server has ended; the next use opens another.
+
+    Without it a thread that only reads would meet the same dead connection for ever.
+    """
+
+    def execute_sql(self, sql: str, params: Any = None) -> Any:
+        """Execute one statement."""
+        try:
+            return super().execute_sql(sql, params)  # type: ignore[no-untyped-call]
+        except (peewee.OperationalError, peewee.InterfaceError):
+            if not self.transaction_depth() and not self.is_connection_usable():
+                _drop_connection(self)
+            raise
+
+
+class _Postgres(_Healing, PostgresqlDatabase):
+    pass
+
+
+class _MariaDb(_Healing, MySQLDatabase):
+    pass
+
+
 def open_database(url: str) -> Database:
     """Prepare a database; it connects on first use, once per thread.
 
@@ -121,7 +145,7 @@ def open_database(url: str) -> Database:
     if scheme in ("postgresql", "postgres"):
         # Ours before the URL's, which may refine them; UTC so that no driver shifts a timestamp.
         options = f"-c lock_timeout={LOCK_WAIT_SECONDS}s -c timezone=UTC {server.pop('options', '')}".strip()
-        return PostgresqlDatabase(
+        return _Postgres(
             name,
             prefer_psycopg3=True,
             options=options,
@@ -130,7 +154,7 @@ def open_database(url: str) -> Database:
             **server,
         )
     if scheme in ("mysql", "mariadb"):
-        return MySQLDatabase(
+        return _MariaDb(
             name,
             mariadb=True,
             connect_timeout=5,

@@ -21,6 +21,7 @@ _INSET = 16
 _ROUND = 13
 _ROW_PX = 17
 _ICON_PX = 17
+_BADGE_PX = 44
 _COLUMN_PX = 170
 _GUTTER_PX = 14
 # Widths of a letter, as the widest of the named fonts needs them.
@@ -143,9 +144,9 @@ class _Drawing:
         widths = {state.name: _least_width(state) for state in outline.states}
         self.plan = lay_out(widths, outline.initial, outline.edges, self._box_height)
         start = max(_START_PX, math.ceil(len(outline.started_by) * _SMALL_PX) + 30)
-        inner = max(self.plan.right + start, 640)
+        inner = max(self.plan.right + start, 640 if self.lit is None else 860)
         panel, panel_height = self._panel(inner)
-        panel_y = _HEADER_PX + self.plan.bottom + 34
+        panel_y = _HEADER_PX + self.plan.bottom + (34 if panel else 12)
         width, height = inner + 2 * _MARGIN, panel_y + panel_height + 62
         slug = re.sub(r"\W", "-", outline.name)
         title = escape(f"The life of a {outline.name}")
@@ -159,6 +160,8 @@ class _Drawing:
             *self._header(),
             f'<g transform="translate({_MARGIN + start} {_HEADER_PX})">',
             *(self._line(line) for line in self.plan.lines),
+            # After all lines, so that none is drawn through a word.
+            *(self._label(line) for line in self.plan.lines),
             self._start(start),
             *(self._box(self.plan.boxes[state.name], state) for state in outline.states),
             "</g>",
@@ -177,7 +180,8 @@ class _Drawing:
         return f"States: {states}. Moves: {moves}. In every state: {'; '.join(self.outline.everywhere) or 'none'}."
 
     def _header(self) -> list[str]:
-        counted = f"{len(self.outline.states)} states, {self.outline.triggers} triggers"
+        counts = ((len(self.outline.states), "state"), (self.outline.triggers, "trigger"))
+        counted = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
         return [
             _words(_MARGIN, 44, f"The life of a {self.outline.name}", "ink", 21, bold=True),
             _words(_MARGIN, 65, counted, "soft", 13),
@@ -212,7 +216,7 @@ class _Drawing:
     def _box(self, box: Box, state: StateOutline) -> str:
         meaning, column, small = self._content(state, box.width)
         count = None if self.lit is None else self.lit.get(box.name, 0)
-        quiet = " quiet" if count == 0 else ""
+        quiet = " quiet" if count == 0 and box.name != self.current else ""
         parts = [f'<g class="{self._kind(box.name)}{quiet}" transform="translate({box.x} {box.y})">']
         if box.name == self.current:
             size = f'width="{box.width + 10}" height="{box.height + 10}"'
@@ -234,11 +238,11 @@ class _Drawing:
             y += _ROW_PX
         if count is not None:
             wide = 14 + 8 * len(str(count))
+            pill = f'x="{box.width - wide - 11}" y="11" width="{wide}" height="22"'
+            parts.append(f'<rect class="bar" {pill} rx="11"/>')
             parts.append(
-                f'<rect class="bar" x="{box.width - wide - 10}" y="-11" width="{wide}" height="22" rx="11"/>'
+                _words(box.width - 11 - wide // 2, 26, str(count), "count", 12, bold=True, anchor="middle")
             )
-            middle = box.width - 10 - wide // 2
-            parts.append(_words(middle, 4, str(count), "count", 12, bold=True, anchor="middle"))
         return "".join(parts) + "</g>"
 
     def _line(self, line: Line) -> str:
@@ -247,19 +251,15 @@ class _Drawing:
             kind = "away"
         else:
             kind = "story" if (edge.source, edge.target) in pairwise(path) else "back"
+        return f'<g class="{kind}">{_arrow(line.points)}</g>'
+
+    def _label(self, line: Line) -> str:
         x, y = line.label
-        labels = [
-            _words(
-                x,
-                y + 11 + LINE_PX * place,
-                trigger,
-                "label mono",
-                12,
-                anchor="middle" if line.centred else "start",
-            )
-            for place, trigger in enumerate(edge.triggers)
-        ]
-        return f'<g class="{kind}">{_arrow(line.points)}{"".join(labels)}</g>'
+        anchor = "middle" if line.centred else "start"
+        return "".join(
+            _words(x, y + 11 + LINE_PX * place, trigger, "label mono", 12, anchor=anchor)
+            for place, trigger in enumerate(line.edge.triggers)
+        )
 
     def _start(self, room: int) -> str:
         """The dot that every picture of states begins with."""
@@ -296,6 +296,8 @@ class _Drawing:
         for icon, word in ((_ARROW, "effect owed"), (_CLOCK, "timer"), (_LOOP, "triggers that stay in the state")):
             parts.append(_icon(icon, x, 0) + _words(x + _ICON_PX, 0, word, "soft", 13))
             x += _ICON_PX + math.ceil(_TEXT_PX * len(word)) + 22
+        if self.lit is not None:
+            parts.append(_words(x, 0, "numbers: how many are there now", "soft", 13))
         return "".join(parts)
 
 
@@ -303,7 +305,7 @@ def _least_width(state: StateOutline) -> int:
     """The width below which some word would leave the box."""
     words = [*(name for name, _ in state.effects), *state.stays]
     name = math.ceil(len(state.name) * _NAME_PX)
-    return max([_WIDTH_PX, 2 * _INSET + name, *(2 * _INSET + _small_width(word) for word in words)])
+    return max([_WIDTH_PX, 2 * _INSET + name + _BADGE_PX, *(2 * _INSET + _small_width(word) for word in words)])
 
 
 def _small_width(word: str) -> int:

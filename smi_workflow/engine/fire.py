@@ -20,8 +20,9 @@ from smi_workflow.engine.clock import Chance, Clock
 from smi_workflow.engine.database import transaction
 from smi_workflow.engine.declaration import Case, Facts, MissingFact, Move
 from smi_workflow.engine.outbox import Outbox
+from smi_workflow.engine.registry import Registry
 from smi_workflow.engine.tables import Tables, Transition
-from smi_workflow.engine.unit import Applied, Bell, Registry, Unit, to_json
+from smi_workflow.engine.unit import Applied, Bell, Unit, to_json
 from smi_workflow.engine.workflow import Workflow, guard_name
 from smi_workflow.errors import TransitionConflict, UnknownSubject
 

@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 import peewee
 
-from smi_workflow.engine.database import readable
+from smi_workflow.engine.database import Slot, read_stamp, readable, stamp
 from smi_workflow.engine.fire import Engine
+from smi_workflow.engine.outbox import GRACE
 from smi_workflow.engine.tables import EventRow, EventState
 from smi_workflow.engine.unit import EVENT_ACTOR, EVENT_QUEUE, Bell, Unit
 from smi_workflow.errors import (
@@ -73,6 +74,14 @@ class Ignore:
 
 Reading = Fire | Park | Ignore
 Translator = Callable[[EventRow], Reading]
+
+
+@dataclass(frozen=True, slots=True)
+class DueEvent:
+    """What the sweep needs to know of an event: how to ring for it."""
+
+    id: str
+    is_fresh: bool  # received a moment ago, and rung by whoever received it
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +142,24 @@ class Inbox:
         except _Settled:
             return EventState(self._table.get_by_id(inbox_id).state)
 
-    def due(self, now: datetime, limit: int) -> list[EventRow]:
-        """Events nobody has handled although they are due."""
+    def due(self, now: datetime, limit: int) -> list[DueEvent]:
+        """Events that nobody has handled although they are due, oldest first."""
         table = self._table
-        open_states = table.state.in_((EventState.RECEIVED, EventState.PARKED))
-        return list(table.select().where(open_states & (table.due_at <= now)).order_by(table.due_at).limit(limit))
+
+        def build() -> Any:
+            is_open = table.state.in_((EventState.RECEIVED.value, EventState.PARKED.value))
+            is_due = is_open & (table.due_at <= Slot("now"))
+            return (
+                table.select(table.id, table.state, table.due_at).where(is_due).order_by(table.due_at).limit(limit)
+            )
+
+        cursor = self._engine.registry.statement(("due events", limit), build).run({"now": stamp(now)})
+        found = []
+        for event_id, state, due_at in cursor.fetchall():
+            due = read_stamp(due_at)
+            assert due is not None
+            found.append(DueEvent(event_id, state == EventState.RECEIVED and now - due < GRACE))
+        return found
 
     def _apply_or_park(self, row: EventRow) -> EventState:
         try:

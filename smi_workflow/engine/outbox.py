@@ -15,9 +15,12 @@ from typing import Any, Protocol
 
 from peewee import fn
 
-from smi_workflow.engine.database import Slot, Statement, readable, stamp
+from smi_workflow.engine.database import Slot, Statement, read_stamp, readable, stamp
 from smi_workflow.engine.declaration import Owed
 from smi_workflow.engine.tables import EffectRow, EffectState, Tables
+
+# Whoever owed an effect has rung already: its message is given this long before the sweep rings once more.
+GRACE = timedelta(seconds=1)
 
 
 class _Statements(Protocol):
@@ -26,6 +29,16 @@ class _Statements(Protocol):
     tables: Tables
 
     def statement(self, key: object, build: Any) -> Statement: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DueEffect:
+    """What the sweep needs to know of an effect: how to ring for it."""
+
+    id: str
+    name: str
+    queue: str
+    is_fresh: bool  # owed a moment ago, and rung by whoever owed it
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,19 +184,40 @@ class Outbox:
         )
         return bool(cursor.rowcount == 1)
 
-    def due(self, queue: str, now: datetime, limit: int) -> list[EffectRow]:
+    def due(self, queue: str, now: datetime, limit: int) -> list[DueEffect]:
         """What is due on a queue, oldest first. By queue, so that none starves behind another's backlog."""
         table = self._table
-        columns = (table.id, table.name, table.queue, table.due_at, table.created_at)
-        is_due = (table.state == EffectState.DUE) & (table.queue == queue) & (table.due_at <= now)
-        return list(table.select(*columns).where(is_due).order_by(table.due_at).limit(limit))
 
-    def lapsed(self, now: datetime, limit: int) -> list[EffectRow]:
+        def build() -> Any:
+            is_due = (
+                (table.state == EffectState.DUE.value)
+                & (table.queue == Slot("queue"))
+                & (table.due_at <= Slot("now"))
+            )
+            columns = (table.id, table.name, table.queue, table.due_at, table.created_at)
+            return table.select(*columns).where(is_due).order_by(table.due_at).limit(limit)
+
+        cursor = self._registry.statement(("due", limit), build).run({"queue": queue, "now": stamp(now)})
+        return [self._found(record, now) for record in cursor.fetchall()]
+
+    def lapsed(self, now: datetime, limit: int) -> list[DueEffect]:
         """Claims whose worker has stopped renewing: free for the next one."""
         table = self._table
-        columns = (table.id, table.name, table.queue, table.due_at, table.created_at)
-        is_lapsed = (table.state == EffectState.CLAIMED) & (table.lease_until < now)
-        return list(table.select(*columns).where(is_lapsed).limit(limit))
+
+        def build() -> Any:
+            is_lapsed = (table.state == EffectState.CLAIMED.value) & (table.lease_until < Slot("now"))
+            columns = (table.id, table.name, table.queue, table.due_at, table.created_at)
+            return table.select(*columns).where(is_lapsed).limit(limit)
+
+        cursor = self._registry.statement(("lapsed", limit), build).run({"now": stamp(now)})
+        return [DueEffect(record[0], record[1], record[2], is_fresh=False) for record in cursor.fetchall()]
+
+    @staticmethod
+    def _found(record: Sequence[Any], now: datetime) -> DueEffect:
+        due_at, created_at = read_stamp(record[3]), read_stamp(record[4])
+        assert due_at is not None
+        assert created_at is not None
+        return DueEffect(record[0], record[1], record[2], due_at <= created_at and now - created_at < GRACE)
 
 
 _OPEN = (EffectState.DUE.value, EffectState.CLAIMED.value)

@@ -210,8 +210,6 @@ class Performer:
                 row, attempt, lease, str(trouble), code=trouble.code, known=not trouble.outcome_unknown,
                 wait_seconds=trouble.retry_after_seconds or 0.0,
             )  # fmt: skip
-        except StaleLease:
-            raise
         except Exception as fault:
             log.exception("effect %s (%s) of %s failed", row.id, row.name, row.subject_id)
             return self._retry(
@@ -275,6 +273,8 @@ class Performer:
         except _PASSING:
             raise
         except Exception as refusal:
+            if outcome.trigger is None:
+                raise
             # Only waiting was asked for; news that does not fit must not keep it from that.
             log.warning("effect %s (%s): %s", row.id, row.name, refusal, exc_info=True)
             return self._again(row, lease, replace(outcome, trigger=None))
@@ -288,16 +288,9 @@ class Performer:
         return self._fail(row, lease, str(refusal), code)
 
     def _retry(
-        self,
-        row: EffectRow,
-        attempt: Attempt,
-        lease: Lease,
-        error: str,
-        *,
-        code: str | None,
-        known: bool,
-        wait_seconds: float = 0.0,
-    ) -> Performed:
+        self, row: EffectRow, attempt: Attempt, lease: Lease, error: str, *,
+        code: str | None, known: bool, wait_seconds: float = 0.0,
+    ) -> Performed:  # fmt: skip
         if attempt.number >= row.attempts_max:
             if attempt.doubts or not known:
                 return self._give_up(row, attempt, lease, error, code or "unavailable")
@@ -368,15 +361,9 @@ class Performer:
     # -- small parts --------------------------------------------------------------------------------------------
 
     def _settle(
-        self,
-        lease: Lease,
-        state: EffectState,
-        now: datetime,
-        *,
-        note: str = "",
-        error: str | None = None,
-        outcome: Done | None = None,
-    ) -> bool:
+        self, lease: Lease, state: EffectState, now: datetime, *,
+        note: str = "", error: str | None = None, outcome: Done | None = None,
+    ) -> bool:  # fmt: skip
         kept: dict[str, object] = {"note": note} if note else {}
         if outcome is not None and outcome.trigger is not None:
             kept["trigger"] = outcome.trigger

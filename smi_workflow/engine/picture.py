@@ -22,7 +22,7 @@ def mermaid(flow: Workflow) -> str:
     Returns: `stateDiagram-v2` text. Triggers that stay are told in their state, moves of every state in one note.
     """
     outline = outline_of(flow)
-    ids = {state.name: _mermaid_id(state.name) for state in outline.states}
+    ids = _mermaid_ids(outline)
     lines = ["stateDiagram-v2", f"    [*] --> {ids[outline.initial]} : {_mermaid_text(outline.started_by)}"]
     for state in outline.states:
         texts = [state.name, state.meaning, *(["stays: " + ", ".join(state.stays)] if state.stays else [])]
@@ -109,9 +109,15 @@ def _everywhere(flow: Workflow) -> tuple[str, ...]:
     return (*told, *([f"stays: {', '.join(stays)}"] if stays else []))
 
 
-def _mermaid_id(name: str) -> str:
-    plain = re.sub(r"\W", "_", name)
-    return f"{plain}_" if plain.lower() in _MERMAID_WORDS else plain
+def _mermaid_ids(outline: Outline) -> dict[str, str]:
+    """A plain word for each state, unlike Mermaid's own and unlike each other."""
+    ids: dict[str, str] = {}
+    for state in outline.states:
+        plain = re.sub(r"\W", "_", state.name, flags=re.ASCII)
+        while plain.lower() in _MERMAID_WORDS or plain in ids.values():
+            plain += "_"
+        ids[state.name] = plain
+    return ids
 
 
 def _mermaid_text(text: str) -> str:

@@ -60,7 +60,7 @@ def lay_out(
     channel += max((edge.label_height + 30 for edge in straight), default=34)
     y = sum(edge.label_height + _LANE for edge in places.within(0))
     beside = [edge for column in range(len(places.path)) for edge in places.beside(column)]
-    drop = max([64, *(edge.label_height + 10 for edge in beside)])
+    drop = max([min(64, max(box.height for box in rows[0]) // 2), *(edge.label_height + 10 for edge in beside)])
     back = max((edge.label_height + 22 for edge in beside if len(beside) > 1), default=0)
     for row, least in zip(rows, (drop + back + 14, 0), strict=True):
         height = max((box.height for box in row), default=0)

@@ -7,18 +7,18 @@ are written through one Unit, committed together or not at all.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
-from peewee import Database, Model
+from peewee import Model
 
-from smi_workflow.engine.clock import Chance
-from smi_workflow.engine.database import Slot, Statement, is_sqlite, readable, rows_as, stamp
+from smi_workflow.engine.database import Slot, readable, stamp
 from smi_workflow.engine.declaration import Case, Facts, MissingFact
 from smi_workflow.engine.outbox import Outbox
-from smi_workflow.engine.tables import EventState, Subject, Tables
+from smi_workflow.engine.registry import Registry
+from smi_workflow.engine.tables import EventState, Subject
 from smi_workflow.engine.workflow import Workflow
 from smi_workflow.errors import (
     EngineError,
@@ -35,6 +35,7 @@ M = TypeVar("M", bound=Model)
 
 EVENT_ACTOR = "handle_event"
 EVENT_QUEUE = "events"
+WORD_LENGTH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,68 +75,6 @@ class Applied:
     owed: tuple[OwedEffect, ...] = ()
     hook: str | None = None
     replayed: bool = False
-
-
-class Registry:
-    """The workflows and tables of one engine, with their statements compiled once."""
-
-    def __init__(
-        self,
-        database: Database,
-        tables: Tables,
-        workflows: Mapping[str, Workflow],
-        models: Mapping[type[Model], type[Model]],
-        chance: Chance,
-        policy: object = None,
-    ) -> None:
-        self.policy = policy
-        self.database = database
-        self.tables = tables
-        self.workflows = workflows
-        self.models = models
-        self.chance = chance
-        self._statements: dict[object, Statement] = {}
-        self._converters: dict[str, tuple[list[str], list[Any]]] = {}
-
-    def workflow(self, name: str) -> Workflow:
-        """The declared workflow of this name."""
-        if name not in self.workflows:
-            raise EngineError(f"there is no workflow {name}; there are: {', '.join(self.workflows)}")
-        return self.workflows[name]
-
-    def bound(self, model: type[M]) -> type[M]:
-        """The declared model, bound to this engine's database."""
-        return self.models[model]  # type: ignore[return-value]  # bind() keeps the type
-
-    def statement(self, key: object, build: Callable[[], Any]) -> Statement:
-        """The compiled statement of this key; built on first use."""
-        found = self._statements.get(key)
-        if found is None:
-            found = self._statements[key] = Statement(self.database, build())
-        return found
-
-    def read(self, flow: Workflow, key: str, *, lock: bool = False) -> Any:
-        """Load a subject's row, under its lock if asked; None when there is none."""
-        model = self.bound(flow.model)
-
-        def build() -> Any:
-            query = model.select().where(getattr(model, flow.key) == Slot("key"))
-            return query.for_update() if lock and not is_sqlite(self.database) else query
-
-        names, converters = self._columns(flow)
-        cursor = self.statement(("read", flow.name, lock), build).run({"key": key})
-        rows = rows_as(model, names, converters, cursor)
-        return rows[0] if rows else None
-
-    def _columns(self, flow: Workflow) -> tuple[list[str], list[Any]]:
-        found = self._converters.get(flow.name)
-        if found is None:
-            fields = self.bound(flow.model)._meta.sorted_fields
-            plain = {"VARCHAR", "TEXT", "LONGTEXT", "INT", "BIGINT", "AUTO", "BIGAUTO"}
-            names = [item.name for item in fields]
-            found = names, [None if item.field_type in plain else item.python_value for item in fields]
-            self._converters[flow.name] = found
-        return found
 
 
 class Unit:
@@ -186,6 +125,7 @@ class Unit:
 
         Returns: the new row.
         """
+        _check_words(actor=actor)
         flow = self.registry.workflow(workflow)
         if flow.parent is not None:
             self.lock(flow.parent.workflow, str(columns[flow.parent.column]))
@@ -222,6 +162,7 @@ class Unit:
             UnknownSubject, UnknownTrigger, TransitionNotAllowed, StaleState, GuardRefused: refused, nothing done.
             TransitionConflict: the row moved although we hold its lock (another writer that takes none).
         """
+        _check_words(actor=actor, idempotency_key=idempotency_key or "")
         flow = self.registry.workflow(workflow)
         row = self.lock(workflow, key)
         state = str(getattr(row, flow.state_column))
@@ -413,6 +354,13 @@ class Unit:
         )  # fmt: skip
         self.applied.append(applied)
         return applied
+
+
+def _check_words(**words: str) -> None:
+    """What history names its rows by must fit its columns as it is; each database would treat it its own way."""
+    for name, word in words.items():
+        if len(word) > WORD_LENGTH or readable(word) != word:
+            raise InvalidInput(name, f"must be at most {WORD_LENGTH} readable characters")
 
 
 def to_json(value: Mapping[str, object]) -> str:

@@ -117,6 +117,7 @@ class BlockingConsumer(Consumer):
         self._room = threading.Event()
         self._unsettled: deque[tuple[str, str]] = deque()
         self._look_again_at = 0.0
+        self._nothing_came = False
 
     def __next__(self) -> MessageProxy | None:
         if not self._fetched:
@@ -169,9 +170,13 @@ class BlockingConsumer(Consumer):
         if self._prefetch - len(self._held) < self._prefetch // 4:
             # Busy: one fetch for several messages instead of one for each that is done.
             time.sleep(GATHER_SECONDS)
-        messages = self._fetch()
-        if not messages and self._wait_for_message():
-            messages = self._fetch()
+        # After a wait that brought nothing, the next one says as much as a fetch: half the commands.
+        idle = self._nothing_came and time.monotonic() < self._look_again_at
+        messages = [] if idle else self._fetch()
+        if not messages:
+            self._nothing_came = not self._wait_for_message()
+            if not self._nothing_came:
+                messages = self._fetch()
         return messages
 
     def _fetch_delayed(self) -> list[bytes | None]:
@@ -179,10 +184,10 @@ class BlockingConsumer(Consumer):
         if time.monotonic() < self._look_again_at or len(self._held) >= self._prefetch:
             self._pause(WAIT_SECONDS)
             return []
-        self._look_again_at = time.monotonic() + HEARTBEAT_SECONDS
         return self._fetch()
 
     def _fetch(self) -> list[bytes | None]:
+        self._look_again_at = time.monotonic() + HEARTBEAT_SECONDS
         messages: list[bytes | None] = self._broker.do_fetch(self._queue, self._prefetch - len(self._held))
         self._broker.outage.back()
         return messages

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from smi_workflow.engine.declaration import Case
-from smi_workflow.jobs.model import Job, Payment, PaymentRole, PaymentStatus, Refund
+from smi_workflow.jobs.model import Job, Payment, PaymentRole, PaymentStatus, Refund, RefundState
 from smi_workflow.jobs.pricing import from_cents
 from smi_workflow.jobs.tokens import download_token, token_hash
 
@@ -20,6 +20,8 @@ FINAL_CODES = frozenset(
     {"invalid_image", "unsupported", "too_large", "not_allowed", "upsampler_failed", "wrong_dimensions",
      "refunded", "chargeback", "not_an_image", "unsupported_format", "too_many_pixels"}
 )  # fmt: skip
+
+EMAIL_LENGTH_MAX = 255
 
 
 def store_checkout(case: Case[Job]) -> None:
@@ -37,7 +39,8 @@ def record_payment(case: Case[Job]) -> None:
         paid_cents=cents,
         amount_charged=from_cents(cents, currency),
     )
-    if not job.email and facts.get("email"):
+    # Stripe takes longer addresses than any mail server, and than the column.
+    if not job.email and len(facts.get("email") or "") in range(1, EMAIL_LENGTH_MAX + 1):
         case.set(email=facts["email"])
     _insert_payment(case, PaymentRole.SALE)
     case.record(amount_cents=cents, currency=currency, payment_intent_id=intent)
@@ -45,8 +48,12 @@ def record_payment(case: Case[Job]) -> None:
 
 def record_unexpected_payment(case: Case[Job]) -> None:
     facts = case.facts
-    fits = facts["amount_cents"] == case.row.amount_due_cents and facts["currency"] == case.row.currency
-    role = PaymentRole.SURPLUS if fits else PaymentRole.MISMATCH
+    job = case.row
+    fits = (facts["amount_cents"], facts["currency"]) == (job.amount_due_cents, job.currency)
+    fits = fits and bool(facts["livemode"]) == job.livemode
+    # What is paid in a strange session is a second payment only where there was a first one.
+    first = job.payment_status == PaymentStatus.PAID or facts["session_id"] == job.stripe_checkout_session_id
+    role = PaymentRole.SURPLUS if fits and first else PaymentRole.MISMATCH
     _insert_payment(case, role)
     case.record(
         role=role, amount_cents=facts["amount_cents"], currency=facts["currency"],
@@ -159,6 +166,8 @@ def refund_and_fail(case: Case[Job]) -> None:
 def settle_refund(case: Case[Job]) -> None:
     job, facts = case.row, case.facts
     cents = facts["amount_cents"]
+    if not facts["is_ours"]:
+        _note_foreign_refund(case)
     case.record(refund_id=facts.get("refund_id", ""), amount_cents=cents, role=facts.get("role", "sale"))
     if facts.get("role", "sale") != "sale":
         return
@@ -177,14 +186,21 @@ def settle_refund_and_fail(case: Case[Job]) -> None:
 
 
 def release_refund(case: Case[Job]) -> None:
-    case.record(refund_id=case.facts["refund_id"], amount_cents=case.facts["amount_cents"])
-    if case.facts.get("role", "sale") == "sale":
-        case.set(refunding_cents=case.row.refunding_cents - case.facts["amount_cents"])
+    job, cents = case.row, case.facts["amount_cents"]
+    case.record(refund_id=case.facts["refund_id"], amount_cents=cents)
+    if case.facts.get("role", "sale") != "sale":
+        return
+    if case.facts.get("was_settled"):
+        refunded = job.refunded_cents - cents
+        case.set(refunded_cents=refunded, refund_amount=from_cents(refunded, job.currency))
+    else:
+        case.set(refunding_cents=job.refunding_cents - cents)
 
 
 def note_dispute(case: Case[Job]) -> None:
     withdrawn = case.facts["withdrawn_cents"]
-    if withdrawn is not None:
+    # A chargeback of a payment that was none of the sale's touches no money of the sale.
+    if withdrawn is not None and case.facts.get("role", "sale") == "sale":
         case.set(disputed_cents=withdrawn)
     case.record(dispute_id=case.facts["dispute_id"], withdrawn_cents=withdrawn)
 
@@ -209,17 +225,20 @@ def note_submitted(case: Case[Refund]) -> None:
 
 def finish_refund(case: Case[Refund]) -> None:
     note_submitted(case)
-    refund = case.row
-    payment = case.unit.bound(Payment)
-    payment.update(refunded_cents=payment.refunded_cents + refund.cents).where(
-        payment.payment_intent_id == refund.payment_intent_id
-    ).execute()
+    _count_refunded(case, case.row.payment_intent_id, case.row.cents)
     _tell_job(case, "refund_settled", {"is_ours": True})
 
 
 def lose_refund(case: Case[Refund]) -> None:
     case.record(code=case.facts.get("code", ""))
     _tell_job(case, "refund_failed", {})
+
+
+def lose_settled_refund(case: Case[Refund]) -> None:
+    """The bank has sent back what was taken for settled."""
+    case.record(code=case.facts.get("code", ""))
+    _count_refunded(case, case.row.payment_intent_id, -case.row.cents)
+    _tell_job(case, "refund_failed", {"was_settled": True})
 
 
 def _tell_job(case: Case[Refund], trigger: str, facts: dict[str, Any]) -> None:
@@ -243,6 +262,24 @@ def _insert_payment(case: Case[Job], role: PaymentRole) -> None:
         role=role,
         created_at=case.now,
     ).execute()
+
+
+def _count_refunded(case: Case[Any], intent: str, cents: int) -> None:
+    payment = case.unit.bound(Payment)
+    more = payment.refunded_cents + cents
+    payment.update(refunded_cents=more).where(payment.payment_intent_id == intent).execute()
+
+
+def _note_foreign_refund(case: Case[Job]) -> None:
+    """A refund made at Stripe, not by us. Its row is unique, so it counts once however many events tell of it."""
+    facts = case.facts
+    case.unit.bound(Refund).insert(
+        refund_id=str(uuid.UUID(case.unit.new_id())), job_id=case.row.job_id, reason="made at Stripe",
+        payment_intent_id=facts["payment_intent_id"], role=facts.get("role", "sale"), cents=facts["amount_cents"],
+        currency=facts["currency"], state=RefundState.SUCCEEDED, stripe_refund_id=facts["stripe_refund_id"],
+        version=1, visit=1, created_at=case.now, updated_at=case.now,
+    ).execute()  # fmt: skip
+    _count_refunded(case, facts["payment_intent_id"], facts["amount_cents"])
 
 
 def _start_refund(

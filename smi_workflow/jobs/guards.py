@@ -53,11 +53,11 @@ def nothing_is_paid(case: Case[Job]) -> str | None:
 
 
 def nothing_can_be_paid(case: Case[Job]) -> str | None:
-    """No checkout is open at Stripe: it expired, or was never made."""
+    """No checkout is open at Stripe: it expired, was never made, or took a payment that did not fit ("spent")."""
     if case.row.stripe_checkout_session_id is None:
         return None
     status = case.facts["session_status"]
-    return None if status == "expired" else f"its checkout session is {status} at Stripe"
+    return None if status in ("expired", "spent") else f"its checkout session is {status} at Stripe"
 
 
 def is_paid_or_overridden(case: Case[Job]) -> str | None:
@@ -148,6 +148,8 @@ def refund_is_possible(case: Case[Job]) -> str | None:
         return "a chargeback has withdrawn the money"
     if job.refundable_cents <= 0:
         return "nothing is left to refund"
+    if amount is not None and (isinstance(amount, bool) or not isinstance(amount, int)):
+        return f"{amount!r} is not a whole number of minor units"
     if amount is not None and not 0 < amount <= job.refundable_cents:
         return f"{amount} is not within 1 to {job.refundable_cents} {job.currency} (minor units)"
     return None

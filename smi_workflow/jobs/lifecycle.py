@@ -22,7 +22,7 @@ STAYS = None
 # -- the effects: name, queue, what is fired when it fails for good --------------------------------------------
 
 CREATE_CHECKOUT = Effect("create_checkout", "payments", failure="abandon", survives=True)
-PAYMENT_DEADLINE = Effect("payment_deadline", "payments", failure="abandon", attempts=1000)
+PAYMENT_DEADLINE = Effect("payment_deadline", "payments", failure="notice_failed", attempts=1000)
 EXPIRE_SESSION = Effect(
     "expire_session", "payments", survives=True, harmless="Stripe ends the session by itself at its deadline"
 )
@@ -89,7 +89,7 @@ def settled_refund_is_full(case: Case[Job]) -> bool:
 
 
 def funds_are_withdrawn(case: Case[Job]) -> bool:
-    return bool(case.facts["withdrawn_cents"])
+    return bool(case.facts["withdrawn_cents"]) and case.facts.get("role", "sale") == "sale"
 
 
 def only_deadlines(case: Case[Job]) -> bool:

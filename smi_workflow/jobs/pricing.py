@@ -16,13 +16,17 @@ COST_PER_CREDIT = Decimal("0.04")
 CREDITS_MIN = Decimal(1)
 SIDE_PX_MAX = 100_000
 
-# Source: Stripe documentation, zero-decimal currencies and minimum charge amounts.
+# Source: Stripe documentation, zero- and three-decimal currencies, special cases, minimum charge amounts.
 ZERO_DECIMAL = frozenset(
     {"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"}
 )
+THREE_DECIMAL = frozenset({"bhd", "jod", "kwd", "omr", "tnd"})
+# What an amount in minor units must be divisible by, where that is not 1.
+STEP = {**dict.fromkeys(THREE_DECIMAL, 10), "isk": 100, "ugx": 100}
 MINIMUM_CENTS = {
     "usd": 50, "eur": 50, "gbp": 30, "cad": 50, "aud": 50, "chf": 50, "nzd": 50, "sgd": 50, "brl": 50,
     "sek": 300, "nok": 300, "dkk": 250, "jpy": 50, "hkd": 400, "mxn": 1000, "pln": 200, "czk": 1500,
+    "aed": 200, "huf": 17500, "myr": 200, "ron": 200, "thb": 1000,
 }  # fmt: skip
 MINIMUM_CENTS_ELSEWHERE = 50
 
@@ -59,6 +63,8 @@ def quote(
         InvalidInput: an impossible size, an unknown resolution, or a result too large to be made.
     """
     for name, side in (("image_width", width), ("image_height", height)):
+        if isinstance(side, bool) or not isinstance(side, int):
+            raise InvalidInput(name, f"must be a whole number of pixels, not {side!r}")
         if not 1 <= side <= SIDE_PX_MAX:
             raise InvalidInput(name, f"must be 1 to {SIDE_PX_MAX} pixels, not {side}")
     try:
@@ -93,12 +99,17 @@ def quote(
 
 
 def to_cents(amount: Decimal, currency: str) -> int:
-    """An amount in minor units, rounded half up."""
-    scale = 1 if currency in ZERO_DECIMAL else 100
-    return int((amount * scale).to_integral_value(rounding=ROUND_HALF_UP))
+    """An amount in minor units that Stripe takes, rounded half up."""
+    step = STEP.get(currency, 1)
+    return int((amount * _scale(currency) / step).to_integral_value(rounding=ROUND_HALF_UP)) * step
 
 
 def from_cents(cents: int, currency: str) -> Decimal:
     """Minor units as an amount with two places, as the seeds' columns keep it."""
-    scale = 1 if currency in ZERO_DECIMAL else 100
-    return (Decimal(cents) / scale).quantize(Decimal("0.01"))
+    return (Decimal(cents) / _scale(currency)).quantize(Decimal("0.01"))
+
+
+def _scale(currency: str) -> int:
+    if currency in ZERO_DECIMAL:
+        return 1
+    return 1000 if currency in THREE_DECIMAL else 100

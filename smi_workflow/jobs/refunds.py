@@ -58,6 +58,7 @@ REFUND = Workflow(
             by="effect, Stripe",
         ),
         Move("fail", (REQUESTED, SUBMITTED), FAILED, change=changes.lose_refund, by="effect, Stripe"),
+        Move("fail", SUCCEEDED, FAILED, change=changes.lose_settled_refund, by="Stripe"),
         Move("overdue", (REQUESTED, SUBMITTED), None, owes=(TELL_ADMIN.now(what_happened),), by="timer"),
     ),
 )

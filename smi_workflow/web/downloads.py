@@ -117,9 +117,9 @@ def _send(file: BinaryIO, name: str, download_name: str | None, cache: str) -> R
     """Stream an open file, whole or one range of it, in constant memory; closes it."""
     facts = os.fstat(file.fileno())
     # RFC 9110: ranges are for GET alone.
-    is_ranged = request.method == "GET" and _SINGLE_RANGE.fullmatch(request.headers.get("Range", "").strip())
+    ranged = request.method == "GET" and _SINGLE_RANGE.fullmatch(request.headers.get("Range", "").strip())
     # The server's own wrapper may use sendfile, but cannot seek.
-    body = FileWrapper(file, CHUNK_BYTES) if is_ranged else wrap_file(request.environ, file, CHUNK_BYTES)
+    body = FileWrapper(file, CHUNK_BYTES) if ranged else wrap_file(request.environ, file, CHUNK_BYTES)
     kind = _TYPES.get(os.path.splitext(name)[1], "application/octet-stream")  # noqa: PTH122
     response = Response(body, content_type=kind, direct_passthrough=True)
     response.content_length = facts.st_size
@@ -129,7 +129,11 @@ def _send(file: BinaryIO, name: str, download_name: str | None, cache: str) -> R
     response.headers["Cache-Control"] = cache
     if download_name is not None:
         response.headers.set("Content-Disposition", "attachment", filename=download_name)
-    conditions = {key: value for key, value in request.environ.items() if is_ranged or key != "HTTP_RANGE"}
+    conditions = {key: value for key, value in request.environ.items() if key != "HTTP_RANGE"}
+    if ranged:
+        # Werkzeug refuses a suffix longer than the file; RFC 9110 has it mean the whole file.
+        is_long = ranged[1].startswith("-") and int(ranged[1][1:]) > facts.st_size
+        conditions["HTTP_RANGE"] = "bytes=0-" if is_long else ranged[0]
     try:
         response.make_conditional(conditions, accept_ranges=True, complete_length=facts.st_size)
     except RequestedRangeNotSatisfiable:

@@ -73,7 +73,12 @@ def test_a_failed_upscale_is_refunded(tmp_path: Path) -> None:
 def test_a_second_order_with_the_same_key_is_the_same_job(tmp_path: Path) -> None:
     with running_shop(tmp_path) as shop:
         shop.order()
-        order = {"image_url": f"{shop.site.url}/photo.png", "resolution": "4x", "image_width": 60, "image_height": 40}
+        order = {
+            "image_url": f"{shop.site.url}/photo.png",
+            "resolution": "4x",
+            "image_width": 60,
+            "image_height": 40,
+        }
         headers = {"Idempotency-Key": "cart-1"}
         first, second = (
             requests.post(f"{shop.url}/api/v1/jobs", json=order, headers=headers, timeout=10) for _ in range(2)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +25,9 @@ from smi_workflow.app import MIGRATIONS, App
 from smi_workflow.engine.clock import Clock
 from smi_workflow.engine.migrate import migrate
 from smi_workflow.engine.unit import EVENT_ACTOR
+from smi_workflow.integrations.storage import ImageLimits
 from smi_workflow.jobs.model import Job
+from smi_workflow.jobs.tokens import download_token, token_hash
 from smi_workflow.sandbox import Sandbox
 from smi_workflow.sandbox.smtp import KeptMail
 from smi_workflow.settings import Settings
@@ -114,6 +117,34 @@ def picture(width: int, height: int, image_format: str = "PNG") -> bytes:
     target = io.BytesIO()
     image.save(target, image_format)
     return target.getvalue()
+
+
+def finished_job(app: App, content: bytes, *, job_id: str = "job-1", **columns: Any) -> tuple[Job, str]:
+    """A delivered job with this file, written past the machine, and the token that opens it.
+
+    Args:
+        columns: of the job, instead of a delivered one's.
+    """
+
+    def store(stem: str) -> str:
+        limits = ImageLimits(max_bytes=len(content), max_pixels=10**9)
+        return app.storage.store_image(stem, lambda file: file.write(content), limits=limits).name
+
+    now = app.clock.now()
+    app.engine.start("job", {
+        "job_id": job_id, "image_url": "https://shop.example/photo.png", "image_width": 60, "image_height": 40,
+        "resolution": "4x", "currency": "usd", "markup_percentage": 500, "livemode": False, "created_at": now,
+        "amount_due_cents": 50, "email": "jane@example.com", "source_file": store(f"sources/{job_id}"),
+    }, actor="buyer")  # fmt: skip
+    token = download_token(SECRET_KEY.encode(), job_id, 1)
+    delivered = {
+        "status": "completed", "payment_status": "paid", "paid_cents": 50, "token_generation": 1,
+        "upscaled_file_path": store(f"results/{job_id}"), "download_token": token_hash(token),
+        "download_expires_at": now + timedelta(hours=24), "completed_at": now, "email_sent": True,
+    }  # fmt: skip
+    jobs = app.job_tables.jobs
+    jobs.update(**{**delivered, **columns}).where(jobs.job_id == job_id).execute()
+    return app.jobs.get_job(job_id), token
 
 
 def free_listener() -> socket.socket:
@@ -303,10 +334,10 @@ class Shop:
     def _due(self) -> list[tuple[str, str]]:
         app, now = self.app, self.app.clock.now()
         bells = [(message_id, name) for message_id, name, _ in self.rung.take()]
-        bells += [(row.id, EVENT_ACTOR) for row in app.inbox.due(now, 1000)]
+        bells += [(event_id, EVENT_ACTOR) for event_id in app.inbox.due(now, 1000)]
         effects = [effect for flow in app.engine.workflows.values() for effect in flow.effects().values()]
         for queue in sorted({effect.queue for effect in effects}):
-            bells += [(row.id, row.name) for row in app.engine.outbox.due(queue, now, 1000)]
+            bells += [(due.id, due.name) for due in app.engine.outbox.due(queue, now, 1000)]
         return list(dict.fromkeys(bells))
 
 

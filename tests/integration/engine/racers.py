@@ -24,7 +24,8 @@ from unittest.mock import patch
 from smi_workflow.engine.declaration import Case
 from smi_workflow.engine.inbox import Fire
 from smi_workflow.engine.perform import Attempt, Done
-from smi_workflow.engine.unit import Registry, Unit
+from smi_workflow.engine.registry import Registry
+from smi_workflow.engine.unit import Unit
 from smi_workflow.engine.workflow import Workflow
 from smi_workflow.errors import SmiError
 from tests.support.engines import GOOD, Bench, open_bench, taped
@@ -99,7 +100,7 @@ def main() -> None:
         sys.stdout.flush()
 
 
-# -- deeds -------------------------------------------------------------------------------------------------------
+# -- deeds ------------------------------------------------------------------------------------------------------
 
 
 def _fire(bench: Bench, command: dict[str, Any]) -> int:
@@ -141,7 +142,7 @@ DEEDS: dict[str, Callable[[Bench, dict[str, Any]], object]] = {
 }
 
 
-# -- sabotage ----------------------------------------------------------------------------------------------------
+# -- sabotage ---------------------------------------------------------------------------------------------------
 
 
 @contextmanager

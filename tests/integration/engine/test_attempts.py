@@ -338,7 +338,7 @@ def test_effects_and_handlers_must_match(bench: Bench) -> None:
 def test_an_attempt_knows_its_key_and_its_age(bench: Bench) -> None:
     """Law 8: the key is the effect's id, its inputs are frozen, and its horizon counts from its first use."""
     bench.start()
-    bench.engine.bound(type(bench.loan()).__bases__[0]).update(renewals=7).execute()
+    bench.loans.update(renewals=7).execute()
     script = Scripted(CLOSED, Done())
     perform(bench, script)
     bench.clock.advance(hours=20)

@@ -13,7 +13,6 @@ from smi_workflow.engine.clock import SystemChance, SystemClock
 from smi_workflow.engine.database import open_database, read_stamp, stamp, transaction
 from smi_workflow.errors import ConfigError, EngineError, TransitionConflict
 from tests.support.engines import GOOD, Bench
-from tests.support.loans import Loan
 
 
 def test_the_tests_were_run_on_mariadb(mariadb_url: str) -> None:
@@ -90,8 +89,7 @@ def test_columns_come_back_as_they_were_set(bench: Bench) -> None:
     """The engine reads rows without peewee's model layer; types must be the same."""
     bench.start(blocked=True, renewals=3)
     row = bench.loan()
-    model = bench.engine.bound(Loan)
-    assert row.__data__ == model.get(model.loan_id == "l1").__data__
+    assert row.__data__ == bench.loans.get(bench.loans.loan_id == "l1").__data__
     assert row.blocked is True
 
 

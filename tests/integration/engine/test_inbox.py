@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -41,6 +42,19 @@ def told(bench: Bench, meaning: Reading | Exception, event_id: str = "e1") -> tu
     return inbox, inbox.receive("post", event_id, "news", "{}").id
 
 
+def told_to(bench: Bench, workers: int, meaning: Reading | Exception) -> tuple[Inbox, str]:
+    """The same, but nobody goes on before so many workers have read the event."""
+    everyone = threading.Barrier(workers)
+    translate = reading({"news": meaning})
+
+    def translate_together(event: EventRow) -> Reading:
+        everyone.wait(20)
+        return translate(event)
+
+    inbox = bench.inbox(translate_together)
+    return inbox, inbox.receive("post", "e1", "news", "{}").id
+
+
 def parked(bench: Bench, key: str = "l1") -> int:
     """What the loan believes, which must be what the inbox says."""
     believed = int(bench.loan(key).parked_events)
@@ -50,7 +64,7 @@ def parked(bench: Bench, key: str = "l1") -> int:
     return believed
 
 
-# -- taken in once -------------------------------------------------------------------------------------------------
+# -- taken in once ----------------------------------------------------------------------------------------------
 
 
 def test_an_event_is_taken_in_once(bench: Bench) -> None:
@@ -109,17 +123,17 @@ def test_three_processes_take_an_event_in_once_and_apply_it_once(bench: Bench, c
 def test_three_threads_apply_an_event_once(bench: Bench) -> None:
     """Law 10: a trigger that stays could be applied any number of times; its event is applied once."""
     bench.start()
-    inbox, inbox_id = told(bench, fires("waive"))
+    inbox, inbox_id = told_to(bench, 3, fires("waive"))
     assert together(bench, *[lambda: inbox.handle(inbox_id)] * 3) == ["applied"] * 3
     assert bench.history() == [("create", "", "reserved"), ("waive", "reserved", "reserved")]
-    assert inbox.handle(inbox_id) == "applied"
+    assert bench.inbox(reading({})).handle(inbox_id) == "applied"
     assert bench.loan().version == 2
 
 
 def test_three_threads_park_an_event_once(bench: Bench) -> None:
     """Law 10: counted once, too."""
     bench.start()
-    inbox, inbox_id = told(bench, fires("give_back"))
+    inbox, inbox_id = told_to(bench, 3, fires("give_back"))
     assert together(bench, *[lambda: inbox.handle(inbox_id)] * 3) == ["parked"] * 3
     assert parked(bench) == 1
     assert bench.event(inbox_id).attempts == 1
@@ -132,7 +146,7 @@ def test_ids_that_differ_by_case_are_two_events(bench: Bench) -> None:
     assert inbox.receive("post", "evt_1Ab", "lost", "{}").is_new
 
 
-# -- applied, parked, ignored --------------------------------------------------------------------------------------
+# -- applied, parked, ignored -----------------------------------------------------------------------------------
 
 
 def test_an_applied_event_says_what_it_caused(bench: Bench) -> None:
@@ -291,19 +305,11 @@ def test_an_event_that_breaks_a_change_is_parked(database_url: str, opened: Open
 
 def test_two_workers_may_ignore_the_same_event(bench: Bench) -> None:
     """Law 10: whoever comes second finds it settled, and nothing comes out."""
-    inbox, inbox_id = told(bench, InvalidInput("amount", "not a number"))
-    together_read = threading.Barrier(3)
-    unreadable = InvalidInput("amount", "not a number")
-
-    def translate(event: EventRow) -> Reading:
-        together_read.wait(20)
-        raise unreadable
-
-    inbox = bench.inbox(translate)
+    inbox, inbox_id = told_to(bench, 3, InvalidInput("amount", "not a number"))
     assert together(bench, *[lambda: inbox.handle(inbox_id)] * 3) == ["ignored"] * 3
 
 
-# -- counts --------------------------------------------------------------------------------------------------------
+# -- counts -----------------------------------------------------------------------------------------------------
 
 
 def test_the_count_of_parked_events_is_right_after_many_parks_and_wakes(bench: Bench) -> None:
@@ -343,19 +349,15 @@ def test_an_event_refused_while_its_subject_moves_is_tried_again_at_once(bench: 
     """Law 10: the transition that it waits for came between its refusal and its parking, and could not wake it."""
     bench.start()
     inbox, inbox_id = told(bench, fires("give_back"))
-    park = Inbox._park
-
-    def lend_and_park(self: Inbox, *args: Any) -> Any:
-        Inbox._park = park  # type: ignore[method-assign]
-        bench.fire("lend")
-        return self._park(*args)
-
-    Inbox._park = lend_and_park  # type: ignore[method-assign]
     bench.bells.rung.clear()
-    try:
+    park = inbox._park
+
+    def lend_and_park(*args: Any) -> Any:
+        bench.fire("lend")
+        return park(*args)
+
+    with patch.object(inbox, "_park", lend_and_park):
         assert inbox.handle(inbox_id) == "parked"
-    finally:
-        Inbox._park = park  # type: ignore[method-assign]
     assert (inbox_id, "handle_event", "events") in bench.bells.rung
     assert bench.event(inbox_id).due_at == bench.clock.now()
     assert inbox.handle(inbox_id) == "applied"
@@ -366,7 +368,7 @@ def test_a_purged_subject_does_not_keep_its_events_from_ending(bench: Bench) -> 
     bench.start()
     inbox, inbox_id = told(bench, fires("give_back"))
     assert inbox.handle(inbox_id) == "parked"
-    bench.engine.bound(type(bench.loan()).__bases__[0]).delete().execute()
+    bench.loans.delete().execute()
     assert inbox.handle(inbox_id) == "parked"
     bench.clock.advance(days=3)
     assert inbox.handle(inbox_id) == "needs_person"
@@ -376,14 +378,8 @@ def test_a_conflict_leaves_an_event_for_the_next_worker(bench: Bench) -> None:
     """Law 2, law 10: conflicts pass; they are no reason to park."""
     bench.lent()
     inbox, inbox_id = told(bench, fires("lose"))
-    run: Callable[..., Any] = bench.engine.run
-
-    def conflict(*args: Any, **rest: Any) -> Any:
-        raise TransitionConflict("someone holds the row")
-
-    bench.engine.run = conflict  # type: ignore[method-assign]
-    with pytest.raises(TransitionConflict):
+    conflict = TransitionConflict("someone holds the row")
+    with patch.object(bench.engine, "run", side_effect=conflict), pytest.raises(TransitionConflict):
         inbox.handle(inbox_id)
-    bench.engine.run = run  # type: ignore[method-assign]
     assert bench.event(inbox_id).state == "received"
     assert inbox.handle(inbox_id) == "applied"

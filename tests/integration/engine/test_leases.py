@@ -46,9 +46,8 @@ def test_of_many_threads_one_claims(bench: Bench) -> None:
 def test_of_many_processes_one_claims(bench: Bench, crew: Crew, tmp_path: Path) -> None:
     """Law 4: compare-and-set, across processes."""
     bench.start()
-    command = {
-        "do": "perform", "url": bench.url, "effect": bench.effect("fetch_book").id, "calls": str(tmp_path / "calls"),
-    }  # fmt: skip
+    effect_id = bench.effect("fetch_book").id
+    command = {"do": "perform", "url": bench.url, "effect": effect_id, "calls": str(tmp_path / "calls")}
     answers = crew.run(*[command] * 4)
     assert sorted(answer["value"] for answer in answers) == ["done", *["nothing to do"] * 3]
     assert (tmp_path / "calls").read_text() == "1\n"

@@ -107,12 +107,11 @@ def test_a_lock_that_cannot_be_had_is_a_typed_conflict(
 def test_the_version_check_alone_refuses_a_stale_write(bench: Bench) -> None:
     """Law 2, the version: a writer that takes no lock has moved the row meanwhile."""
     bench.start()
-    model: Any = bench.engine.bound(type(bench.loan()).__bases__[0])
     seen: list[int] = []
 
     def work(unit: Unit) -> None:
         seen.append(unit.lock("loan", "l1").version)
-        model.update(version=model.version + 1).where(model.loan_id == "l1").execute()
+        bench.loans.update(version=bench.loans.version + 1).where(bench.loans.loan_id == "l1").execute()
         unit.fire("loan", "l1", "lend", actor="system", facts=GOOD)
 
     with pytest.raises(TransitionConflict, match="loan l1 is no longer at version 1"):
@@ -159,14 +158,13 @@ def test_a_parent_is_locked_before_its_child(bench: Bench) -> None:
 def test_guards_run_under_the_lock_and_see_the_row_as_it_is(bench: Bench) -> None:
     """Law 2: what was blocked after the caller had looked is blocked."""
     seen = bench.start()
-    model: Any = bench.engine.bound(type(seen).__bases__[0])
-    model.update(blocked=True).execute()
+    bench.loans.update(blocked=True).execute()
     assert seen.blocked is False
     with pytest.raises(GuardRefused):
         bench.fire("lend")
 
 
-# -- races between processes -------------------------------------------------------------------------------------
+# -- races between processes ------------------------------------------------------------------------------------
 
 
 def race(

@@ -203,7 +203,7 @@ def test_no_transaction_is_open_while_a_handler_runs(bench: Bench) -> None:
 
     def handler(attempt: Attempt) -> Done:
         depth = bench.database.transaction_depth()
-        connection: Any = bench.database.connection()
+        connection: Any = bench.database.connection()  # type: ignore[no-untyped-call]
         if isinstance(connection, psycopg.Connection):
             is_open = connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE
         elif isinstance(connection, sqlite3.Connection):

@@ -1,4 +1,4 @@
-"""Law 7: settle once, together with the trigger. Law 9: an effect is owed to a visit, and stale ones are skipped."""
+"""Law 7: settle once, with the trigger. Law 9: an effect is owed to a visit, and stale ones are skipped."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def with_moves(**changes: dict[str, Any]) -> Any:
     return replace(LOAN, moves=tuple(replace(m, **changes.get(m.trigger, {})) for m in LOAN.moves))
 
 
-# -- law 7 ---------------------------------------------------------------------------------------------------------
+# -- law 7 ------------------------------------------------------------------------------------------------------
 
 
 def test_a_refused_trigger_ends_in_the_failure_trigger_in_one_commit(bench: Bench) -> None:
@@ -163,11 +163,11 @@ def test_an_effect_without_a_failure_trigger_just_fails(bench: Bench) -> None:
 def test_a_row_that_is_gone_skips_its_effects(bench: Bench) -> None:
     """Law 9: nothing is owed to nobody."""
     bench.start()
-    bench.engine.bound(type(bench.loan()).__bases__[0]).delete().execute()
+    bench.loans.delete().execute()
     assert perform(bench, "fetch_book", Done("lose")) is Performed.SKIPPED
 
 
-# -- law 9 ---------------------------------------------------------------------------------------------------------
+# -- law 9 ------------------------------------------------------------------------------------------------------
 
 
 def test_an_effect_whose_visit_is_over_is_skipped_at_the_claim(bench: Bench) -> None:

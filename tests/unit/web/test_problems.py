@@ -54,7 +54,11 @@ def ask(error: Exception, blueprint: str = "downloads", **kwargs: Any) -> TestRe
         (UnknownJob(SECRET), 404, {"detail": "There is nothing here."}),
         (TransitionConflict(SECRET), 503, {}),
         (ServiceUnavailable("source", SECRET), 503, {}),
-        (ServiceRefused("storage", SECRET, code="not_an_image"), 422, {"code": "not_an_image", "field": "image_url"}),
+        (
+            ServiceRefused("storage", SECRET, code="not_an_image"),
+            422,
+            {"code": "not_an_image", "field": "image_url"},
+        ),
         (ServiceRefused("source", SECRET, code="http_418"), 422, {"code": "http_418", "field": "image_url"}),
         (ConfigError(SECRET), 500, {}),
         (peewee.OperationalError(SECRET), 503, {}),
@@ -129,7 +133,9 @@ def test_people_get_a_page(accept: dict[str, str], blueprint: str, is_page: bool
         assert "It is &lt;over&gt;." in answer.text
 
 
-def test_a_bug_is_logged_with_its_stack_and_data_errors_without_their_rows(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_is_logged_with_its_stack_and_data_errors_without_their_rows(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     ask(ZeroDivisionError("a bug"))
     assert "Traceback" in caplog.text
     caplog.clear()

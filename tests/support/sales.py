@@ -1,0 +1,443 @@
+"""Owns a shop whose clock, doorbell and providers a test holds in its hands, and the check of its money.
+
+Called by the tests of jobs, effects and intake.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from smi_workflow.app import App
+from smi_workflow.engine.perform import Performed
+from smi_workflow.engine.tables import EffectRow, EventRow
+from smi_workflow.intake import reduce_stripe_event
+from smi_workflow.jobs.model import Job, Payment, Refund
+from smi_workflow.jobs.tokens import is_signed_until
+from smi_workflow.sandbox import Sandbox
+from tests.support.apps import Rung, open_test_app, picture
+from tests.support.engines import HandClock
+from tests.support.sandbox import Site, running_sandbox, running_site, wait_until
+
+SIZE = (20, 10)
+ROUNDS_MAX = 100
+COUNTED = ("pending", "requires_action", "succeeded")
+_numbers = count(1)
+
+
+@dataclass
+class Sales:
+    """A shop in one thread: nothing happens but what the test does. Without a sandbox no provider answers."""
+
+    app: App
+    clock: HandClock
+    rung: Rung
+    sandbox: Sandbox
+    site: Site
+
+    # -- the buyer -------------------------------------------------------------------------------------------
+
+    def order(self, *, actor: str = "buyer", idempotency_key: str | None = None, **changes: Any) -> Job:
+        """Order the upscaling of a picture that the site serves."""
+        self.site.files["/p.png"] = picture(*SIZE)
+        wanted = {
+            "image_url": f"{self.site.url}/p.png", "resolution": "4x", "image_width": SIZE[0],
+            "image_height": SIZE[1], **changes,
+        }  # fmt: skip
+        return self.app.jobs.create_job(wanted, actor=actor, idempotency_key=idempotency_key)
+
+    def pay(self, job: Job, email: str = "jane@example.com", **changes: Any) -> None:
+        """Pay at the job's checkout; `delayed` and `amount` as the sandbox's lever knows them."""
+        url = f"{self.sandbox.stripe.url}/_sandbox/stripe/sessions/{job.stripe_checkout_session_id}/pay"
+        answer = requests.post(url, json={"email": email, **changes}, timeout=10)
+        assert answer.status_code == 200, answer.text
+
+    def lever(self, path: str, **body: Any) -> dict[str, Any]:
+        """Pull a lever of the sandbox's Stripe, e.g. `dashboard/disputes`."""
+        answer = requests.post(f"{self.sandbox.stripe.url}/_sandbox/stripe/{path}", json=body, timeout=10)
+        assert answer.status_code == 200, answer.text
+        told: dict[str, Any] = answer.json()
+        return told
+
+    # -- what providers say ------------------------------------------------------------------------------------
+
+    def ledger(self) -> dict[str, Any]:
+        """Stripe's own books."""
+        return self.sandbox.stripe.ledger()
+
+    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Every event that Stripe has made, oldest first; of one type if named."""
+        return [event for event in self.ledger()["events"] if kind in (None, event["type"])]
+
+    def receive(self, event: Mapping[str, Any]) -> str:
+        """Take one of Stripe's events in, as the webhook's route does; returns its id in the inbox."""
+        payload = json.dumps(reduce_stripe_event(event))
+        return self.app.inbox.receive("stripe", event["id"], event["type"], payload).id
+
+    def deliver(self, *kinds: str) -> None:
+        """Take in and handle Stripe's events; all of them unless types are named. Old ones change nothing."""
+        for event in self.events():
+            if not kinds or event["type"] in kinds:
+                self.app.inbox.handle(self.receive(event))
+
+    def submissions(self) -> list[dict[str, Any]]:
+        """What Upsampler was given, oldest first."""
+        rows: list[dict[str, Any]] = self.sandbox.upsampler.ledger()["submissions"]
+        return rows
+
+    def upscaled(self, index: int = -1) -> dict[str, Any]:
+        """Wait until Upsampler has done with a submission, and return it."""
+        wait_until(lambda: self.submissions()[index]["status"] in ("SUCCESS", "FAILED"))
+        return self.submissions()[index]
+
+    def receive_callback(self, submission: Mapping[str, Any], **changes: Any) -> str:
+        """Take in what Upsampler posts for a submission; returns its id in the inbox."""
+        told = {name: submission[name] for name in ("id", "status", "imageUrl", "creditCost", "error")} | changes
+        told["effect_id"] = urlsplit(submission["webhook"]).path.split("/")[-2]
+        event_id = f"{told['id']}:{told['status']}"
+        return self.app.inbox.receive("upsampler", event_id, told["status"], json.dumps(told)).id
+
+    def call_back(self, submission: Mapping[str, Any], **changes: Any) -> EventRow:
+        """Take in and handle Upsampler's callback; returns the event as it is then."""
+        inbox_id = self.receive_callback(submission, **changes)
+        self.app.inbox.handle(inbox_id)
+        return self.app.tables.events.get_by_id(inbox_id)
+
+    # -- our own work --------------------------------------------------------------------------------------------
+
+    def work(self, *, hold: Collection[str] = ()) -> list[tuple[str, str]]:
+        """Handle every event and perform every effect that is due now, until nothing is.
+
+        Args:
+            hold: names of effects that nobody works on for now.
+        Returns: what was done, as (name, what became of it).
+        """
+        done: list[tuple[str, str]] = []
+        for _ in range(ROUNDS_MAX):
+            rows = self.due(hold)
+            if not rows:
+                return done
+            for row in rows:
+                if isinstance(row, EventRow):
+                    done.append(("event", str(self.app.inbox.handle(row.id))))
+                else:
+                    done.append((row.name, str(self.app.performer.perform(row.id))))
+        raise AssertionError(f"it does not end: {done[-12:]}")
+
+    def due(self, hold: Collection[str] = ()) -> list[EventRow | EffectRow]:
+        """What a relay would ring for now."""
+        now, outbox = self.clock.now(), self.app.engine.outbox
+        rows: list[EventRow | EffectRow] = [*self.app.inbox.due(now, 500)]
+        for queue in ("payments", "upscales", "notices"):
+            rows += [row for row in outbox.due(queue, now, 500) if row.name not in hold]
+        return rows + [row for row in outbox.lapsed(now, 500) if row.name not in hold]
+
+    def perform(self, name: str, job_id: str | None = None) -> Performed:
+        """Perform the newest effect of this name."""
+        return self.app.performer.perform(self.effect(name, job_id).id)
+
+    def advance(self, **parts: float) -> None:
+        """Let time go by, for us and for the providers."""
+        self.clock.advance(**parts)
+        seconds = timedelta(**parts).total_seconds()
+        self.sandbox.stripe.clock.advance(seconds)
+        self.sandbox.upsampler.clock.advance(seconds)
+
+    def advance_to(self, name: str, job_id: str | None = None) -> None:
+        """Let time go by until an effect of this name is due."""
+        wait = self.effect(name, job_id).due_at - self.clock.now()
+        self.advance(seconds=max(0.0, wait.total_seconds()))
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def job(self, job_id: str) -> Job:
+        """The job as it is now."""
+        return self.app.jobs.get_job(job_id)
+
+    def triggers(self, job_id: str) -> list[str]:
+        """What happened to a job, oldest first."""
+        return [row.trigger for row in self.app.jobs.history(job_id)]
+
+    def effects(self, name: str, subject_id: str | None = None) -> list[EffectRow]:
+        """Every effect of this name, oldest first."""
+        table = self.app.tables.effects
+        query = table.select().where(table.name == name)
+        if subject_id is not None:
+            query = query.where(table.subject_id == subject_id)
+        return list(query.order_by(table.created_at, table.id))
+
+    def effect(self, name: str, subject_id: str | None = None) -> EffectRow:
+        """The newest effect of this name."""
+        return self.effects(name, subject_id)[-1]
+
+    def owed(self, subject_id: str) -> dict[str, timedelta]:
+        """What is owed to a subject and not settled: name → due in."""
+        table = self.app.tables.effects
+        rows = table.select().where((table.subject_id == subject_id) & table.state.in_(("due", "claimed")))
+        return {row.name: row.due_at - self.clock.now() for row in rows}
+
+    def refunds(self, job_id: str) -> list[Refund]:
+        """The refunds of a job, oldest first."""
+        table = self.app.job_tables.refunds
+        return list(table.select().where(table.job_id == job_id).order_by(table.id))
+
+    def payments(self, job_id: str) -> list[Payment]:
+        """The payments of a job, oldest first."""
+        table = self.app.job_tables.payments
+        return list(table.select().where(table.job_id == job_id).order_by(table.id))
+
+    def event_rows(self) -> dict[str, tuple[str, str]]:
+        """Where each event of the inbox stands: provider's id → (state, reason)."""
+        return {row.event_id: (str(row.state), row.reason or "") for row in self.app.tables.events.select()}
+
+    def mails(self, subject: str = "") -> list[dict[str, Any]]:
+        """The mails sent whose subject contains this, oldest first."""
+        return [mail for mail in self.sandbox.mail.ledger()["mails"] if subject in mail["subject"]]
+
+    def balances(self, job_id: str) -> None:
+        """Assert that the job's money balances, with Stripe's books as they are now."""
+        assert_money_balances(self.app, job_id, self.ledger())
+
+    # -- short cuts ------------------------------------------------------------------------------------------------
+
+    def sold(self, **changes: Any) -> Job:
+        """Ordered, paid, the payment on record: pending."""
+        job = self.order(**changes)
+        self.pay(job)
+        self.deliver()
+        return self.job(job.job_id)
+
+    def processing(self, **changes: Any) -> Job:
+        """Handed to Upsampler."""
+        job = self.sold(**changes)
+        self.perform("submit_upscale", job.job_id)
+        return self.job(job.job_id)
+
+    def completed(self, **changes: Any) -> Job:
+        """Stored, and the buyer told."""
+        job = self.processing(**changes)
+        self.call_back(self.upscaled())
+        self.work()
+        done = self.job(job.job_id)
+        assert done.status == "completed", self.triggers(job.job_id)
+        return done
+
+    def failed(self, code: str = "outage") -> Job:
+        """Paid and failed; the refund is due after the delay."""
+        job = self.sold()
+        self.app.jobs.fire(job.job_id, "fail", actor="system", reason="a test", facts={"code": code})
+        return self.job(job.job_id)
+
+
+class SignedShelf(dict[str, bytes]):
+    """The site's files, and behind the signed links our copies of sources, as the downloads process has them."""
+
+    def __init__(self, app: App, clock: HandClock) -> None:
+        super().__init__()
+        self._app = app
+        self._clock = clock
+
+    def get(self, path: str, default: Any = None) -> Any:
+        """A file by its path."""
+        parts = path.split("/")
+        if len(parts) != 4 or parts[1] != "source":
+            return super().get(path, default)
+        keys = self._app.settings.secret_keys
+        if not is_signed_until(keys, parts[3], self._clock.now(), "source", parts[2]):
+            return default
+        try:
+            return self._app.storage.path(self._app.jobs.get_job(parts[2]).source_file).read_bytes()
+        finally:
+            self._app.database.close()
+
+
+@contextmanager
+def open_sales(database_url: str, folder: Path, **settings: Any) -> Iterator[Sales]:
+    """A shop with a sandbox of its own.
+
+    Args:
+        settings: fields of Settings.
+    """
+    with running_sandbox(folder / "sandbox") as sandbox, running_site() as site:
+        clock, rung = HandClock(datetime.now(UTC)), Rung()
+        fields = {"downloads_url": site.url, "admin_email": "owner@example.com", **settings}
+        app = open_test_app(folder, sandbox, ring=rung, clock=clock, database_url=database_url, **fields)
+        site.files = SignedShelf(app, clock)
+        try:
+            yield Sales(app, clock, rung, sandbox, site)
+        finally:
+            app.close()
+
+
+@dataclass
+class Desk:
+    """An App of which no provider is ever called: rows, triggers and what they owe."""
+
+    app: App
+    clock: HandClock
+    rung: Rung
+
+    def start(self, **columns: Any) -> str:
+        """A job in its first state; returns its id."""
+        job_id = f"job-{next(_numbers)}"
+        self.app.engine.start("job", {**job_columns(job_id), "created_at": self.clock.now(), **columns}, actor="buyer")
+        return job_id
+
+    def put(self, status: str, **columns: Any) -> str:
+        """A job that is already somewhere in its life, with what is usual there; returns its id."""
+        job_id = self.start()
+        values = {**usual(status, self.clock.now()), **columns, "status": status}
+        with_intent = values.get("stripe_payment_intent_id")
+        if with_intent:
+            values["stripe_payment_intent_id"] = f"{with_intent}-{job_id}"
+            self.app.job_tables.payments.insert(
+                payment_intent_id=values["stripe_payment_intent_id"], job_id=job_id, cents=384, currency="usd",
+                livemode=False, role="sale", created_at=self.clock.now(),
+            ).execute()  # fmt: skip
+        self.set(job_id, **values)
+        effects = self.app.tables.effects
+        effects.delete().where(effects.subject_id == job_id).execute()
+        return job_id
+
+    def set(self, job_id: str, **columns: Any) -> None:
+        """Change a row behind the machine's back."""
+        table = self.app.job_tables.jobs
+        table.update(**columns).where(table.job_id == job_id).execute()
+
+    def fire(self, job_id: str, trigger: str, actor: str = "system", reason: str = "", **facts: Any) -> Any:
+        """Fire a job; facts as keyword arguments."""
+        return self.app.engine.fire("job", job_id, trigger, actor=actor, reason=reason, facts=facts)
+
+    def job(self, job_id: str) -> Job:
+        """The job as it is now."""
+        return self.app.jobs.get_job(job_id)
+
+    def owed(self, subject_id: str) -> dict[str, timedelta]:
+        """What is owed to a subject and not settled: name → due in."""
+        table = self.app.tables.effects
+        rows = table.select().where((table.subject_id == subject_id) & table.state.in_(("due", "claimed")))
+        found = [(row.name, row.due_at - self.clock.now()) for row in rows]
+        assert len(dict(found)) == len(found), f"owed twice: {found}"
+        return dict(found)
+
+
+def job_columns(job_id: str) -> dict[str, Any]:
+    """What every new job has."""
+    return {
+        "job_id": job_id, "image_url": "https://example.com/p.png", "image_width": 20, "image_height": 10,
+        "resolution": "4x", "currency": "usd", "markup_percentage": 500, "livemode": False,
+        "amount_due_cents": 384, "source_file": f"sources/{job_id}.png", "email": "jane@example.com",
+    }  # fmt: skip
+
+
+def usual(status: str, now: datetime) -> dict[str, Any]:
+    """What a row in this state usually says."""
+    session = {"stripe_checkout_session_id": "cs_1", "checkout_url": "https://pay.example/cs_1"}
+    paid = {
+        **session, "stripe_payment_intent_id": "pi", "payment_status": "paid", "paid_cents": 384, "paid_at": now,
+    }  # fmt: skip
+    submitted = {"upsampler_job_id": "up-1", "submit_effect_id": "e1", "processing_started_at": now}
+    stored = {
+        "upscaled_file_path": "results/r.png", "completed_at": now, "token_generation": 1,
+        "download_token": "0" * 64, "download_expires_at": now + timedelta(hours=24),
+    }  # fmt: skip
+    return {
+        "awaiting_payment": session,
+        "pending": paid,
+        "processing": {**paid, **submitted},
+        "completed": {**paid, **submitted, **stored},
+        "failed": {**paid, "failed_at": now, "failure_code": "outage"},
+        "abandoned": session,
+    }[status]
+
+
+@contextmanager
+def open_desk(database_url: str, folder: Path, **settings: Any) -> Iterator[Desk]:
+    """A migrated App without providers."""
+    clock, rung = HandClock(), Rung()
+    app = open_test_app(folder, ring=rung, clock=clock, database_url=database_url, **settings)
+    try:
+        yield Desk(app, clock, rung)
+    finally:
+        app.close()
+
+
+def at_once(app: App, *calls: Callable[[], Any]) -> list[Any]:
+    """Run these in threads that start together; returns what each returned or raised."""
+    line = threading.Barrier(len(calls))
+
+    def run(call: Callable[[], Any]) -> Any:
+        try:
+            line.wait()
+            return call()
+        finally:
+            app.stripe.close()
+            app.database.close()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        futures = [pool.submit(run, call) for call in calls]
+        return [future.exception() or future.result() for future in futures]
+
+
+def assert_money_balances(app: App, job_id: str, ledger: Mapping[str, Any]) -> None:
+    """Law 11: what the rows say is what Stripe's books say, whatever is under way.
+
+    Args:
+        ledger: everything that the sandbox's Stripe has. Its events about disputes must have been handled.
+    """
+    job = app.jobs.get_job(job_id)
+    tables = app.job_tables
+    payments = list(tables.payments.select().where(tables.payments.job_id == job_id))
+    refunds = list(tables.refunds.select().where(tables.refunds.job_id == job_id))
+    books = {row["payment_intent"]: row for row in ledger["balances"]}
+
+    sales = [payment for payment in payments if payment.role == "sale"]
+    assert len(sales) == (1 if job.payment_status == "paid" else 0), "paid once, or not at all"
+    assert job.paid_cents == sum(payment.cents for payment in sales)
+    assert [payment.payment_intent_id for payment in sales] in ([], [job.stripe_payment_intent_id])
+    for payment in sales:
+        assert (payment.cents, payment.currency) == (job.amount_due_cents, job.currency)
+        assert payment.livemode == job.livemode
+
+    for payment in payments:
+        book = books[payment.payment_intent_id]
+        assert (book["captured"], book["currency"]) == (payment.cents, payment.currency)
+        mine = [refund for refund in refunds if refund.payment_intent_id == payment.payment_intent_id]
+        settled = sum(refund.cents for refund in mine if refund.state == "succeeded")
+        under_way = sum(refund.cents for refund in mine if refund.state in ("requested", "submitted"))
+        assert payment.refunded_cents == settled
+        assert settled <= book["refunded"] <= settled + under_way, "Stripe has sent what we know of, and no more"
+        assert settled + under_way <= payment.cents, "never more than was paid"
+        if payment.role == "sale":
+            assert (job.refunded_cents, job.refunding_cents) == (settled, under_way)
+            assert job.disputed_cents == book["charged_back"]
+            kept = job.paid_cents - job.refunded_cents - job.disputed_cents
+            assert kept - under_way <= book["net"] <= kept
+    if not sales:
+        assert (job.refunded_cents, job.refunding_cents, job.disputed_cents) == (0, 0, 0)
+
+    intents = {payment.payment_intent_id for payment in payments}
+    made = [row for row in ledger["refunds"] if row["payment_intent"] in intents and row["status"] in COUNTED]
+    twice = [key for key, times in Counter(row["metadata"].get("refund_id") for row in made).items() if key and times > 1]
+    assert not twice, f"refunded twice at Stripe: {twice}"
+    known = {refund.stripe_refund_id for refund in refunds} | {None}
+    assert {refund.stripe_refund_id for refund in refunds if refund.state == "succeeded"} <= {r["id"] for r in made}
+    assert len(known) - 1 == sum(1 for refund in refunds if refund.stripe_refund_id), "a refund of Stripe's, two rows"
+
+    received = [row for row in app.jobs.history(job_id) if row.trigger == "payment_received"]
+    assert len(received) == len(sales)
+    if job.status == "completed" and job.paid_cents and job.refunded_cents + job.refunding_cents >= job.paid_cents:
+        said_so = [row for row in app.jobs.history(job_id) if row.actor.startswith("admin:") or row.actor == "stripe"]
+        assert any(row.trigger in ("refund", "refund_settled", "override", "retry") for row in said_so), "both"
