@@ -7,6 +7,8 @@ every other option on the command line wins over this file.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 # A platform that hands out a port wants to reach it from outside.
 bind = [f"0.0.0.0:{os.environ['PORT']}"] if os.environ.get("PORT") else ["127.0.0.1:8000"]
@@ -32,3 +34,14 @@ loglevel = "info"
 
 # It would write to the home folder, and nobody uses it.
 control_socket_disable = True
+
+
+def on_starting(server: object) -> None:
+    """Look before the workers start: two that fail at once make gunicorn end in a stack trace.
+
+    In a process of its own, so that this one imports nothing of ours and SIGHUP goes on loading new code.
+    """
+    check = "from smi_workflow.web.serving import open_or_exit; open_or_exit('web')"
+    status = subprocess.run([sys.executable, "-c", check], check=False).returncode
+    if status:
+        sys.exit(status)

@@ -21,6 +21,7 @@ from smi_workflow.integrations.upsampler_api import UpscaleStatus, parse_upscale
 from smi_workflow.jobs.model import Job, JobStatus, Payment, Refund
 
 STRIPE, UPSAMPLER = "stripe", "upsampler"
+NOT_OWN = "it is not the job's own session"
 
 # What is kept of an event's object, beside its id.
 _KEPT = (
@@ -104,9 +105,13 @@ class StripeReader:
         if job.stripe_checkout_session_id is None:
             return Park("its checkout is not on record yet", "job", job.job_id)
         if session.get("payment_status") == "unpaid":
+            if job.stripe_checkout_session_id != session["id"]:
+                return Ignore(NOT_OWN)
             return Fire("job", job.job_id, "payment_processing", STRIPE, otherwise="ignore")
         if session.get("payment_status") != "paid":
             return Ignore(f"payment_status is {session.get('payment_status')!r}: no money moved")
+        if not isinstance(session.get("amount_total"), int) or not session.get("currency"):
+            return Park("it names no amount", "job", job.job_id)
         payments = self._engine.bound(Payment)
         if payments.get_or_none(payments.payment_intent_id == session["payment_intent"]) is not None:
             return Ignore(f"payment {session['payment_intent']} is on record already")
@@ -125,6 +130,8 @@ class StripeReader:
         job = self._job_of(session)
         if not isinstance(job, Job):
             return job
+        if job.stripe_checkout_session_id != session["id"]:
+            return Ignore(NOT_OWN)
         facts = {"code": "delayed_payment_failed"}
         return Fire("job", job.job_id, "payment_failed", STRIPE, facts, otherwise="ignore")
 
@@ -135,7 +142,7 @@ class StripeReader:
         if job.stripe_checkout_session_id is None:
             return Park("its checkout is not on record yet", "job", job.job_id)
         if job.stripe_checkout_session_id != session["id"]:
-            return Ignore("it is not the job's own session")
+            return Ignore(NOT_OWN)
         facts = {"session_status": "expired"}
         return Fire("job", job.job_id, "abandon", STRIPE, facts, "the checkout expired", otherwise="ignore")
 
@@ -149,11 +156,9 @@ class StripeReader:
     def _refund(self, refund: dict[str, Any], livemode: bool) -> Reading:
         refunds = self._engine.bound(Refund)
         named = refund["metadata"].get("refund_id")
-        row = refunds.get_or_none(
-            (refunds.refund_id == named) if named else (refunds.stripe_refund_id == refund["id"])
-        )
+        row = refunds.get_or_none((refunds.refund_id == named) | (refunds.stripe_refund_id == refund["id"]))
         if row is None:
-            return Park("the refund was not made by us")
+            return self._foreign_refund(refund)
         facts = {
             "stripe_refund_id": refund["id"],
             "amount_cents": refund.get("amount"),
@@ -166,8 +171,21 @@ class StripeReader:
             return Fire("refund", row.refund_id, "submitted", STRIPE, facts, otherwise="ignore")
         if status in ("failed", "canceled"):
             reason = refund.get("failure_reason") or str(status)
-            return Fire("refund", row.refund_id, "fail", STRIPE, {"code": reason}, reason)
+            return Fire("refund", row.refund_id, "fail", STRIPE, {"code": reason}, reason, otherwise="ignore")
         return Ignore(f"refund status {status!r} is unknown")
+
+    def _foreign_refund(self, refund: dict[str, Any]) -> Reading:
+        """Somebody refunded at Stripe's dashboard: it counts once the money has gone."""
+        payment = self._payment_of(refund)
+        if payment is None:
+            return Park("the refunded payment is not on record")
+        if refund.get("status") != "succeeded" or not isinstance(refund.get("amount"), int):
+            return Ignore(f"a refund that we did not make is {refund.get('status')}")
+        facts = {
+            "is_ours": False, "stripe_refund_id": refund["id"], "payment_intent_id": payment.payment_intent_id,
+            "amount_cents": refund["amount"], "currency": refund.get("currency"), "role": payment.role,
+        }  # fmt: skip
+        return Fire("job", payment.job_id, "refund_settled", STRIPE, facts, "refunded at Stripe")
 
     def _dispute_created(self, dispute: dict[str, Any], livemode: bool) -> Reading:
         # An inquiry withdraws nothing, and what a dispute withdraws has an event of its own.
@@ -183,17 +201,25 @@ class StripeReader:
         return self._dispute(dispute, "dispute_closed", None)
 
     def _dispute(self, dispute: dict[str, Any], trigger: str, withdrawn: int | None) -> Reading:
-        payments = self._engine.bound(Payment)
-        intent, charge = dispute["payment_intent"], dispute["charge"]
-        if intent is None and charge is None:
+        if dispute["payment_intent"] is None and dispute["charge"] is None:
             return Ignore("it names no charge")
-        payment = payments.get_or_none(
-            (payments.payment_intent_id == intent) if intent else (payments.charge_id == charge)
-        )
+        payment = self._payment_of(dispute)
         if payment is None:
             return Park("the disputed charge is not on record")
-        facts = {"dispute_id": dispute["id"], "withdrawn_cents": withdrawn}
+        facts = {"dispute_id": dispute["id"], "withdrawn_cents": withdrawn, "role": payment.role}
         return Fire("job", payment.job_id, trigger, STRIPE, facts, str(dispute.get("reason") or ""))
+
+    def _payment_of(self, thing: dict[str, Any]) -> Payment | None:
+        """The payment behind a refund or dispute: by its intent, or by its charge where only that is named."""
+        payments, events = self._engine.bound(Payment), self._engine.tables.events
+        intent, charge = thing["payment_intent"], thing["charge"]
+        if intent is None and charge:
+            # Which payment a charge belongs to, its own event has told us.
+            of_charges = (events.provider == STRIPE) & (events.kind == "charge.succeeded")
+            told = events.select(events.payload).where(of_charges & events.payload.contains(charge))
+            found = [json.loads(event.payload)["object"] for event in told]
+            intent = next((one["payment_intent"] for one in found if one["id"] == charge), None)
+        return payments.get_or_none(payments.payment_intent_id == intent) if intent else None
 
     def _job_of(self, thing: dict[str, Any]) -> Job | Reading:
         """The job that a session or intent belongs to: by our metadata, else by what is on record."""

@@ -5,10 +5,14 @@ Called by app.py, the command line and the processes; everything else gets a Set
 
 from __future__ import annotations
 
+import json
 import os
+import re
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -19,6 +23,10 @@ from smi_workflow.errors import ConfigError
 PAYMENT_TIMEOUT_HOURS_MIN = 35 / 60
 PAYMENT_TIMEOUT_HOURS_MAX = 24.0
 STRIPE_EXPIRY_MARGIN_SECONDS = 300
+# More would end beyond the calendar.
+DURATION_MAX = 1_000_000
+# Greedy up to the last @: rather too much hidden than too little.
+_PASSWORD = re.compile(r"(://[^:/@\s]*:).*@|([?&](?:password|passwd|sslpassword)=)[^&#]*")
 
 Names = Annotated[tuple[str, ...], NoDecode]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
@@ -29,7 +37,12 @@ class Settings(BaseSettings):
     """Every setting of the system. A field `public_url` is the variable `SMI_PUBLIC_URL`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SMI_", env_ignore_empty=True, extra="ignore", frozen=True
+        env_prefix="SMI_",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
     )
 
     # Where things are kept.
@@ -61,7 +74,7 @@ class Settings(BaseSettings):
     upsampler_image_type: Literal["realism", "anime", "universal"] = Field(
         "universal", description="Upsampler's inputImageType."
     )
-    upsampler_extra_inputs: dict[str, Any] = Field(
+    upsampler_extra_inputs: Annotated[dict[str, Any], NoDecode] = Field(
         default_factory=dict, description='JSON object merged into Upsampler\'s input, e.g. {"detail": 8}.'
     )
     result_hosts: Names = Field(
@@ -142,15 +155,53 @@ class Settings(BaseSettings):
     )
     @classmethod
     def _http_url(cls, value: str) -> str:
-        if value and not value.startswith(("http://", "https://")):
-            raise ValueError(f"must start with http:// or https://, not {value!r}")
+        if value and not (value.startswith(("http://", "https://")) and _host(value)):
+            raise ValueError("must start with http:// or https://, and name a host")
         return value.rstrip("/")
+
+    @field_validator("public_url")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value:
+            raise ValueError("must not be empty")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _database_scheme(cls, value: str) -> str:
+        known = ("sqlite", "postgresql", "postgres", "mysql", "mariadb")
+        if value and value.split("://")[0].split("+")[0] not in known:
+            raise ValueError("must be a sqlite://, postgresql:// or mysql:// URL")
+        _host(value)
+        return value
 
     @field_validator("broker_url")
     @classmethod
     def _broker_scheme(cls, value: str) -> str:
         if value and not value.startswith(("redis://", "rediss://", "unix://", "amqp://", "amqps://")):
             raise ValueError("must be a redis://, rediss://, unix:// or amqp:// URL")
+        _host(value)
+        return value
+
+    @field_validator("upsampler_extra_inputs", mode="before")
+    @classmethod
+    def _json_object(cls, value: object) -> object:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError):
+                raise ValueError("must be a JSON object") from None
+        return value
+
+    @field_validator(
+        "delayed_payment_days", "pending_timeout_hours", "processing_timeout_minutes", "refund_delay_minutes",
+        "download_expiry_hours", "poll_seconds", "lease_seconds", "sweep_seconds", "ring_again_seconds",
+        "result_timeout_seconds", "fetch_timeout_seconds",
+    )  # fmt: skip
+    @classmethod
+    def _within_the_calendar(cls, value: float) -> float:
+        if value > DURATION_MAX:
+            raise ValueError(f"must be at most {DURATION_MAX}")
         return value
 
     @field_validator("payment_timeout_hours")
@@ -162,7 +213,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fill_in(self) -> Self:
-        host = self.public_url.split("//", 1)[1].split("/")[0].split(":")[0]
+        host = _host(self.public_url) or ""
+        host = "localhost" if ":" in host else host
         defaults = {
             "database_url": f"sqlite:///{self.var_dir / 'smi.sqlite3'}",
             "storage_url": (self.var_dir / "files").absolute().as_uri(),
@@ -176,6 +228,10 @@ class Settings(BaseSettings):
                 object.__setattr__(self, name, value)
         return self
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, without_password(value) if isinstance(value, str) else value
+
     @property
     def livemode(self) -> bool:
         """True when the Stripe key moves real money."""
@@ -187,6 +243,21 @@ class Settings(BaseSettings):
         return tuple(key.get_secret_value().encode() for key in self.secret_key)
 
 
+def without_password(url: str) -> str:
+    """The URL as it may be shown."""
+    return _PASSWORD.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", url)
+
+
+def _host(url: str) -> str | None:
+    """The host that a URL names. Raises ValueError for one that cannot be read; its text repeats no password."""
+    try:
+        parts = urlsplit(url)
+        # Reading the port checks it.
+        return parts.hostname if parts.port != 0 else None
+    except ValueError:
+        raise ValueError("cannot be read; percent-encode what is special in user and password") from None
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Read the environment and `.env` (or the file that SMI_ENV_FILE names) once.
 
@@ -195,9 +266,14 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         ConfigError: every missing or bad variable, by name, together.
     """
+    named = os.environ.get("SMI_ENV_FILE")
+    if named and not Path(named).exists():
+        raise ConfigError(f"SMI_ENV_FILE names {named}, which does not exist")
     try:
         # The one place that reads the environment; pydantic-settings takes the file's name per call.
-        return Settings(_env_file=os.environ.get("SMI_ENV_FILE", ".env"), **overrides)  # type: ignore[call-arg]
+        return Settings(_env_file=named or ".env", **overrides)  # type: ignore[call-arg]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{named or '.env'} cannot be read: {type(error).__name__}") from None
     except ValidationError as error:
         problems = []
         for item in error.errors():

@@ -22,11 +22,12 @@ _FAR = 10**6
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """The triggers that lead from one state to another."""
+    """The triggers that lead from one state to another; `fails` where each is what a failed effect fires."""
 
     source: str
     target: str
     triggers: tuple[str, ...]
+    fails: bool = False
 
     @property
     def label_width(self) -> int:
@@ -64,11 +65,11 @@ class Box:
 
 
 def main_path(names: Sequence[str], initial: str, edges: Iterable[Edge]) -> tuple[str, ...]:
-    """The longest way from the first state on to later declared ones; of equals, the first declared."""
+    """The longest way from the first state on to later declared ones, failures left out; of equals, the first."""
     order = {name: index for index, name in enumerate(names)}
     ahead: dict[str, set[str]] = {name: set() for name in names}
     for edge in edges:
-        if order[edge.target] > order[edge.source]:
+        if order[edge.target] > order[edge.source] and not edge.fails:
             ahead[edge.source].add(edge.target)
     longest: dict[str, tuple[str, ...]] = {}
     for name in reversed(names):

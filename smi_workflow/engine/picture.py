@@ -73,7 +73,11 @@ def _edges(flow: Workflow) -> tuple[Edge, ...]:
         if move.source != ANYWHERE and move.to is not None:
             for source in move.sources(flow.states):
                 found.setdefault((str(source), str(move.to)), {})[move.trigger] = None
-    return tuple(Edge(source, target, tuple(triggers)) for (source, target), triggers in found.items())
+    failures = {effect.failure for effect in flow.effects().values()}
+    return tuple(
+        Edge(source, target, tuple(triggers), fails=failures.issuperset(triggers))
+        for (source, target), triggers in found.items()
+    )
 
 
 def _staying(flow: Workflow, state: str) -> tuple[str, ...]:

@@ -8,6 +8,10 @@ what must be asked of Stripe, Upsampler or the disk is asked before and handed i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from email_validator import EmailNotValidError, validate_email
+
 from smi_workflow.engine.declaration import Case
 from smi_workflow.jobs.model import Job, JobStatus, PaymentStatus, Refund
 
@@ -166,9 +170,25 @@ def refund_was_under_way(case: Case[Job]) -> str | None:
 
 def only_listed_fields(case: Case[Job]) -> str | None:
     """An amendment touches contact and reference data, never money or state."""
-    allowed = {"email", "post_id", "attachment_id"}
-    wrong = sorted(set(case.facts["fields"]) - allowed)
-    return f"cannot be amended: {', '.join(wrong)} (can: {', '.join(sorted(allowed))})" if wrong else None
+    fields, allowed = case.facts["fields"], {"email", "post_id", "attachment_id"}
+    if not isinstance(fields, Mapping):
+        return "fields must be names with their new values"
+    wrong = sorted(str(name) for name in set(fields) - allowed)
+    if wrong:
+        return f"cannot be amended: {', '.join(wrong)} (can: {', '.join(sorted(allowed))})"
+    if fields.get("email") is not None:
+        try:
+            validate_email(str(fields["email"]), check_deliverability=False)
+        except EmailNotValidError as problem:
+            return f"email: {problem}"
+    for name in ("post_id", "attachment_id"):
+        if not _is_reference(fields.get(name)):
+            return f"{name} must be a whole number"
+    return None
+
+
+def _is_reference(value: object) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63)
 
 
 def nothing_is_owed(case: Case[Job]) -> str | None:

@@ -16,7 +16,7 @@ from smi_workflow.engine.fire import Engine, Option
 from smi_workflow.engine.tables import Transition
 from smi_workflow.engine.unit import Applied, Unit
 from smi_workflow.errors import InvalidInput, UnknownJob, UnknownSubject
-from smi_workflow.jobs.model import Job, JobStatus
+from smi_workflow.jobs.model import Job, JobStatus, PaymentStatus
 from smi_workflow.jobs.pricing import Price, quote
 from smi_workflow.jobs.tokens import sign
 from smi_workflow.settings import Settings
@@ -171,6 +171,9 @@ class JobManager:
                 raise InvalidInput("status", f"there is no {', '.join(unknown)}; there are {', '.join(JobStatus)}")
             query = query.where(table.status.in_(wanted))
         if payment_status is not None:
+            if payment_status not in list(PaymentStatus):
+                names = ", ".join(PaymentStatus)
+                raise InvalidInput("payment_status", f"there is no {payment_status}; there are {names}")
             query = query.where(table.payment_status == payment_status)
         if email is not None:
             query = query.where(table.email == email)

@@ -138,6 +138,7 @@ class Job(Subject):
             (("payment_status",), False),
             (("download_token",), False),
             (("created_at",), False),
+            (("download_expires_at",), False),
             (("stripe_checkout_session_id",), False),
             (("stripe_payment_intent_id",), False),
         )

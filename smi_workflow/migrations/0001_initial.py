@@ -193,6 +193,7 @@ class Job(Model):
             (("payment_status",), False),
             (("download_token",), False),
             (("created_at",), False),
+            (("download_expires_at",), False),
             (("stripe_checkout_session_id",), False),
             (("stripe_payment_intent_id",), False),
         )

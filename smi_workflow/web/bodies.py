@@ -46,7 +46,8 @@ def read_body(limit_bytes: int) -> bytes:
         Problem: 413 above the limit, by what is declared or by what arrives; 400 for one that is cut short or
             garbled on its way; 408 when it takes too long.
     """
-    request.max_content_length = limit_bytes
+    # One more than the limit: Werkzeug cuts a chunked body off there, and says nothing.
+    request.max_content_length = limit_bytes + 1
     with _bounded_in_time() as is_over:
         try:
             body = request.get_data(cache=False)
@@ -54,6 +55,8 @@ def read_body(limit_bytes: int) -> bytes:
             body = None
     if is_over.is_set():
         raise Problem(408)
+    if body is not None and len(body) > limit_bytes:
+        raise Problem(413)
     if body is None or (request.content_length is not None and len(body) != request.content_length):
         raise Problem(400, "The body ended before its time.")
     return body

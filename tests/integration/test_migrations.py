@@ -213,9 +213,7 @@ def test_the_database_refuses_words_that_nobody_declared(database: Database, wro
     "query",
     [
         pytest.param(WAITING_JOBS, id="waiting"),
-        pytest.param(
-            EXPIRED_JOBS, id="expired", marks=pytest.mark.xfail(reason="no index on download_expires_at yet")
-        ),
+        pytest.param(EXPIRED_JOBS, id="expired"),
         pytest.param(REVENUE, id="revenue"),
     ],
 )

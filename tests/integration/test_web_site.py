@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from flask.testing import FlaskClient
 
-from smi_workflow.app import App
+from smi_workflow.app import MIGRATIONS, App
+from smi_workflow.engine.database import open_database
 from smi_workflow.engine.migrate import roll_back
-from smi_workflow.app import MIGRATIONS
 from smi_workflow.web.problems import MEDIA_TYPE
 from smi_workflow.web.site import create_app
 from tests.support.apps import REPOSITORY, finished_job, gunicorn, open_test_app, picture, settings_environment
@@ -40,8 +43,8 @@ def test_every_answer_has_the_headers(app: App, client: FlaskClient) -> None:
     seen = set()
     for method, path in (
         ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/thanks"), ("GET", "/nowhere"), ("DELETE", "/thanks"),
-        ("POST", "/webhooks/stripe"), ("POST", "/api/v1/jobs"), ("GET", f"/download/{token}"), ("OPTIONS", "/thanks"),
-        ("GET", "/api/v1/jobs/job-1"), ("HEAD", f"/download/{token}"),
+        ("POST", "/webhooks/stripe"), ("POST", "/api/v1/jobs"), ("GET", f"/download/{token}"),
+        ("OPTIONS", "/thanks"), ("GET", "/api/v1/jobs/job-1"), ("HEAD", f"/download/{token}"),
     ):  # fmt: skip
         for headers in ({}, BROWSER):
             with client.open(path, method=method, headers=headers) as answer:
@@ -86,13 +89,10 @@ def test_one_line_per_request_without_what_strangers_wrote(
 
 def test_the_page_and_its_policy_agree(client: FlaskClient) -> None:
     """The hash in the policy is that of the style as it stands in the page."""
-    from base64 import b64encode
-    from hashlib import sha256
-
     for path in ("/thanks", "/nowhere"):
         answer = client.get(path, headers=BROWSER)
         style = answer.text.partition("<style>")[2].partition("</style>")[0]
-        digest = b64encode(sha256(style.encode()).digest()).decode()
+        digest = b64encode(hashlib.sha256(style.encode()).digest()).decode()
         assert f"'sha256-{digest}'" in answer.headers["Content-Security-Policy"]
         assert answer.text.count("<style") == 1
         assert not re.search(r"<(script|img|link|iframe|form)| style=| on\w+=", answer.text)
@@ -123,21 +123,19 @@ def test_a_transaction_left_open_is_rolled_back(app: App, caplog: pytest.LogCapt
 
 
 def test_a_server_that_drops_its_connections_is_met_again(tmp_path: Path, postgres_url: str) -> None:
-    app = open_test_app(tmp_path, database_url=postgres_url)
-    finished_job(app, picture(60, 40))
-    client = create_app(app).test_client()
-    path = "/api/v1/jobs/job-1"
-    for asked in (path, "/readyz"):
-        assert client.get(asked).status_code == 200
-        with other_connection(postgres_url) as other:
-            other.execute_sql(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
-        lost = client.get(asked)
-        assert (lost.status_code, lost.content_type) == (503, MEDIA_TYPE)
-        assert [client.get(asked).status_code for _ in range(2)] == [200, 200]
-    app.close()
+    with closing(open_test_app(tmp_path, database_url=postgres_url)) as app:
+        finished_job(app, picture(60, 40))
+        client = create_app(app).test_client()
+        for path in ("/api/v1/jobs/job-1", "/readyz"):
+            assert client.get(path).status_code == 200
+            with closing(open_database(postgres_url)) as other:
+                other.execute_sql(  # type: ignore[no-untyped-call]
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            lost = client.get(path)
+            assert (lost.status_code, lost.content_type) == (503, MEDIA_TYPE)
+            assert [client.get(path).status_code for _ in range(2)] == [200, 200]
 
 
 # -- health and start ----------------------------------------------------------------------------------------

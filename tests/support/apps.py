@@ -334,7 +334,7 @@ class Shop:
     def _due(self) -> list[tuple[str, str]]:
         app, now = self.app, self.app.clock.now()
         bells = [(message_id, name) for message_id, name, _ in self.rung.take()]
-        bells += [(event_id, EVENT_ACTOR) for event_id in app.inbox.due(now, 1000)]
+        bells += [(due.id, EVENT_ACTOR) for due in app.inbox.due(now, 1000)]
         effects = [effect for flow in app.engine.workflows.values() for effect in flow.effects().values()]
         for queue in sorted({effect.queue for effect in effects}):
             bells += [(due.id, due.name) for due in app.engine.outbox.due(queue, now, 1000)]

@@ -292,7 +292,9 @@ class Desk:
     def start(self, **columns: Any) -> str:
         """A job in its first state; returns its id."""
         job_id = f"job-{next(_numbers)}"
-        self.app.engine.start("job", {**job_columns(job_id), "created_at": self.clock.now(), **columns}, actor="buyer")
+        self.app.engine.start(
+            "job", {**job_columns(job_id), "created_at": self.clock.now(), **columns}, actor="buyer"
+        )
         return job_id
 
     def put(self, status: str, **columns: Any) -> str:
@@ -430,14 +432,24 @@ def assert_money_balances(app: App, job_id: str, ledger: Mapping[str, Any]) -> N
 
     intents = {payment.payment_intent_id for payment in payments}
     made = [row for row in ledger["refunds"] if row["payment_intent"] in intents and row["status"] in COUNTED]
-    twice = [key for key, times in Counter(row["metadata"].get("refund_id") for row in made).items() if key and times > 1]
+    twice = [
+        key
+        for key, times in Counter(row["metadata"].get("refund_id") for row in made).items()
+        if key and times > 1
+    ]
     assert not twice, f"refunded twice at Stripe: {twice}"
     known = {refund.stripe_refund_id for refund in refunds} | {None}
-    assert {refund.stripe_refund_id for refund in refunds if refund.state == "succeeded"} <= {r["id"] for r in made}
-    assert len(known) - 1 == sum(1 for refund in refunds if refund.stripe_refund_id), "a refund of Stripe's, two rows"
+    assert {refund.stripe_refund_id for refund in refunds if refund.state == "succeeded"} <= {
+        r["id"] for r in made
+    }
+    assert len(known) - 1 == sum(1 for refund in refunds if refund.stripe_refund_id), (
+        "a refund of Stripe's, two rows"
+    )
 
     received = [row for row in app.jobs.history(job_id) if row.trigger == "payment_received"]
     assert len(received) == len(sales)
     if job.status == "completed" and job.paid_cents and job.refunded_cents + job.refunding_cents >= job.paid_cents:
-        said_so = [row for row in app.jobs.history(job_id) if row.actor.startswith("admin:") or row.actor == "stripe"]
+        said_so = [
+            row for row in app.jobs.history(job_id) if row.actor.startswith("admin:") or row.actor == "stripe"
+        ]
         assert any(row.trigger in ("refund", "refund_settled", "override", "retry") for row in said_so), "both"

@@ -117,6 +117,12 @@ def test_the_main_path_is_the_story_that_is_told(flow: Workflow, path: tuple[str
     assert main_path(names, str(flow.initial), outline_of(flow).edges) == path
 
 
+def test_the_main_path_does_not_end_in_a_failure() -> None:
+    edges = [edge("a", "b"), Edge("b", "x", ("fail",), fails=True)]
+    assert main_path(("a", "b", "x"), "a", edges) == ("a", "b")
+    assert main_path(("a", "b", "x"), "a", [edge("a", "b"), edge("b", "x")]) == ("a", "b", "x")
+
+
 def test_the_main_path_is_one_straight_line_from_left_to_right() -> None:
     names = ("a", "b", "c", "x")
     layout = placed(dict.fromkeys(names, 206), [edge("a", "b"), edge("b", "c"), edge("b", "x"), edge("c", "a")])
@@ -151,6 +157,7 @@ def test_lanes_are_ordered_so_that_lines_cross_least() -> None:
 
 
 def test_wide_boxes_below_push_columns_apart() -> None:
-    layout = placed({"a": 206, "b": 206, "x": 700, "y": 206}, [edge(*pair) for pair in ("ab", "ax", "by")])
+    widths = {"a": 206, "x": 700, "y": 206, "b": 206, "c": 206}
+    layout = placed(widths, [edge(*pair) for pair in ("ab", "bc", "ax", "by")])
     assert layout.boxes["x"].right < layout.boxes["y"].x
-    assert [len(line.points) for line in layout.lines] == [2, 2, 2]
+    assert [len(line.points) for line in layout.lines] == [2, 2, 2, 2]

@@ -23,7 +23,9 @@ OLD, NEW, OTHER = b"o" * 32, b"n" * 32, b"x" * 32
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
-@given(st.binary(min_size=32, max_size=64), st.text(st.characters(codec="utf-8"), max_size=40), st.integers(0, 10**6))
+@given(
+    st.binary(min_size=32, max_size=64), st.text(st.characters(codec="utf-8"), max_size=40), st.integers(0, 10**6)
+)
 def test_a_token_is_64_letters_and_digits_and_always_the_same(key: bytes, job_id: str, generation: int) -> None:
     token = download_token(key, job_id, generation)
     assert len(token) == 64
@@ -34,7 +36,9 @@ def test_a_token_is_64_letters_and_digits_and_always_the_same(key: bytes, job_id
 
 def test_known_tokens_stay_what_they_are() -> None:
     # Mails were sent with links like these: whoever changes how they are made kills them all.
-    assert download_token(b"k" * 32, "job-1", 1) == "azag995OtLR93Bd4O1fBfXQOLC4VtkMX0amrGxKlq8NQarxQGbqTly7nXmgzCxoZ"
+    assert (
+        download_token(b"k" * 32, "job-1", 1) == "azag995OtLR93Bd4O1fBfXQOLC4VtkMX0amrGxKlq8NQarxQGbqTly7nXmgzCxoZ"
+    )
     assert token_hash("a" * 64) == "ffe054fe7ae0cb6dc65c3af9b61d5209f439851db43d0ba5997337df154668eb"
 
 
@@ -81,7 +85,22 @@ def test_a_signature_holds_for_its_purpose_and_parts_alone() -> None:
     assert not signature_is_ours([], made, "upsampler", "effect-1")
 
 
-JUNK = ["", " ", "0", "-", "--", "é" * 64, "\x00", "\ud800", "0" * 100_000, "٣" * 64, "1-", "-1", "1e9-aa", "+1-aa"]
+JUNK = [
+    "",
+    " ",
+    "0",
+    "-",
+    "--",
+    "é" * 64,
+    "\x00",
+    "\ud800",
+    "0" * 100_000,
+    "٣" * 64,
+    "1-",
+    "-1",
+    "1e9-aa",
+    "+1-aa",
+]
 
 
 @pytest.mark.parametrize("junk", JUNK)

@@ -1,0 +1,109 @@
+"""The README tells the truth: it names everything there is, its picture is current, its examples run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import typer.main
+
+from smi_workflow.cli.main import app as cli
+from smi_workflow.engine.picture import svg
+from smi_workflow.jobs.lifecycle import JOB
+from smi_workflow.jobs.refunds import REFUND
+from smi_workflow.settings import Settings
+from smi_workflow.web.site import create_app
+from tests.support.apps import open_test_app
+from tests.support.contracts import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands(group: click.Command, path: tuple[str, ...] = ("smi",)) -> list[str]:
+    """Every command below a group, spelled out."""
+    if not isinstance(group, click.Group):
+        return [" ".join(path)]
+    return [name for key, sub in group.commands.items() for name in commands(sub, (*path, key))]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(state.name for flow in (JOB, REFUND) for state in flow.states),
+        *(trigger for flow in (JOB, REFUND) for trigger in flow.triggers()),
+        *(effect for flow in (JOB, REFUND) for effect in flow.effects()),
+        *(f"SMI_{name.upper()}" for name in Settings.model_fields),
+    ],
+)
+def test_everything_declared_is_named(name: str) -> None:
+    assert re.search(rf"(?<![\w]){re.escape(name)}(?![\w])", README), f"the README does not mention {name}"
+
+
+def test_every_command_is_named() -> None:
+    missing = [name for name in commands(typer.main.get_command(cli)) if name not in README]
+    assert not missing
+
+
+def test_every_route_is_named(tmp_path: Path) -> None:
+    app = open_test_app(tmp_path)
+    site = create_app(app)
+    told = {path for _, path in re.findall(r"`(GET|POST) (/[^`]*)`", README)}
+    rules = {re.sub(r"<\w+:", "<", rule.rule) for rule in site.url_map.iter_rules() if rule.endpoint != "static"}
+    app.close()
+    assert rules == told
+
+
+@pytest.mark.parametrize("flow", [JOB, REFUND], ids=lambda flow: flow.name)
+def test_the_pictures_are_current(flow: object) -> None:
+    assert flow in (JOB, REFUND)
+    workflow = JOB if flow is JOB else REFUND
+    kept = REPOSITORY / "config" / "pictures" / f"{workflow.name}.svg"
+    assert kept.read_text(encoding="utf-8").strip() == svg(workflow).strip(), (
+        f"run: smi graph {workflow.name} --format svg --output {kept.relative_to(REPOSITORY)}"
+    )
+
+
+def test_the_workflow_of_ones_own_runs(tmp_path: Path) -> None:
+    run_example(next(text for text in EXAMPLES if "class Parcel" in text), tmp_path, {})
+
+
+def test_the_five_line_script_runs(tmp_path: Path) -> None:
+    app = open_test_app(tmp_path)
+    job = a_failed_paid_job(app)
+    environment = {
+        "SMI_DATABASE_URL": app.settings.database_url,
+        "SMI_STORAGE_URL": app.settings.storage_url,
+        "SMI_VAR_DIR": str(tmp_path),
+        "SMI_SECRET_KEY": "k" * 40,
+        "SMI_STRIPE_API_KEY": "sk_test_x",
+        "SMI_STRIPE_WEBHOOK_SECRET": "whsec_x",
+        "SMI_UPSAMPLER_API_KEY": "x",
+    }
+    script = next(text for text in EXAMPLES if "open_app" in text)
+    run_example(f"job_id = {job!r}\n{script}", tmp_path, environment)
+    history = app.jobs.history(job)
+    app.close()
+    assert (history[-1].trigger, history[-1].actor, history[-1].to_state) == ("retry", "admin:jane", "pending")
+
+
+def a_failed_paid_job(app: object) -> str:
+    """A job whose upscaling failed."""
+    from tests.support.sales import failed_job  # noqa: PLC0415
+
+    return str(failed_job(app))
+
+
+def run_example(text: str, folder: Path, environment: dict[str, str]) -> None:
+    """Run a script the way a reader would, warnings shown as errors."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SMI_")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", text], cwd=folder, env={**clean, "SMI_ENV_FILE": os.devnull, **environment},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
