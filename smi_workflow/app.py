@@ -135,7 +135,8 @@ class App:
     def _keep_source(self, job_id: str, url: str, size: tuple[int, int]) -> StoredImage:
         limits = ImageLimits(max_bytes=self.settings.source_bytes_max, max_pixels=self.settings.output_pixels_max)
         return self.storage.store_image(
-            f"sources/{job_id[:2]}/{job_id}",
+            # A name of its own each time: two requests with one key must not replace each other's image.
+            f"sources/{job_id[:2]}/{job_id}/{self.engine.chance.new_id()}",
             lambda file: fetch(url, file, self.world.source_policy(), service="source"),
             limits=limits,
             expected_size=size,

@@ -174,6 +174,16 @@ def is_sqlite(database: Database) -> bool:
     return isinstance(database, SqliteDatabase)
 
 
+def table_settings(database: Database) -> tuple[str, ...]:
+    """What ends a CREATE TABLE: MariaDB must tell letters and trailing spaces apart, as the others do.
+
+    Providers' ids are case-sensitive; with its default collation a second event would pass for the first.
+    """
+    if isinstance(database, MySQLDatabase):
+        return ("DEFAULT CHARACTER SET utf8mb4", "COLLATE utf8mb4_nopad_bin")
+    return ()
+
+
 def bind(model: type[_M], database: Database, prefix: str) -> type[_M]:
     """A copy of a declared model that belongs to one database and one table prefix.
 
@@ -181,7 +191,8 @@ def bind(model: type[_M], database: Database, prefix: str) -> type[_M]:
     global state decides which one a row goes to.
     """
     table = prefix + str(model._meta.table_name)
-    meta = type("Meta", (), {"database": database, "table_name": table, "legacy_table_names": False})
+    options = {"database": database, "table_name": table, "legacy_table_names": False}
+    meta = type("Meta", (), {**options, "table_settings": table_settings(database)})
     return type(model.__name__, (model,), {"Meta": meta, "__module__": model.__module__})
 
 

@@ -92,6 +92,10 @@ def funds_are_withdrawn(case: Case[Job]) -> bool:
     return bool(case.facts["withdrawn_cents"]) and case.facts.get("role", "sale") == "sale"
 
 
+def without_override(case: Case[Job]) -> bool:
+    return case.facts.get("override") is not True
+
+
 def only_deadlines(case: Case[Job]) -> bool:
     return case.facts.get("effects") is not True
 
@@ -194,7 +198,7 @@ MOVES = (
     Move("fail", _working, FAILED, (), change=changes.set_failed,
          by="effect, timer, Upsampler, admin", hook="smi_job_failed"),
     Move("retry", FAILED, PENDING, (guards.is_paid_for, guards.no_refund_is_under_way),
-         change=changes.prepare_retry, by="admin"),
+         when=without_override, change=changes.prepare_retry, by="admin"),
     Move("retry", ANYWHERE, PENDING, (guards.override_is_given,), change=changes.prepare_retry, by="admin"),
     # Delivery and records
     Move("renew_download", COMPLETED, STAYS, (guards.file_can_be_served, guards.money_is_kept),

@@ -129,6 +129,10 @@ class JobManager:
             unit.bells = [bell for bell in unit.bells if bell.actor_name != CHECKOUT]
 
         self._engine.run(work)
+        job = self.get_job(job_id)
+        if job.source_file != source.name:
+            # A request with the same key was first; what was kept here belongs to no job.
+            return self._same_order(job, wanted)
         return self._open_checkout(job_id)
 
     def get_job(self, job_id: str) -> Job:

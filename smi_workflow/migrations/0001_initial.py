@@ -23,7 +23,7 @@ from peewee import (
     TextField,
 )
 
-from smi_workflow.engine.database import LongTextField, UtcDateTimeField
+from smi_workflow.engine.database import LongTextField, UtcDateTimeField, table_settings
 from smi_workflow.errors import ConfigError
 
 
@@ -255,6 +255,7 @@ def up(migrator: Any, db: Database) -> None:
     models = _tables(migrator, db)
     _refuse_foreign_tables(models, db)
     for model in models:
+        model._meta.table_settings = table_settings(db)
         schema = model._schema  # type: ignore[attr-defined]
         schema.create_table(safe=True)
         there = {index.name for index in db.get_indexes(model._meta.table_name)}

@@ -46,6 +46,8 @@ def read_body(limit_bytes: int) -> bytes:
         Problem: 413 above the limit, by what is declared or by what arrives; 400 for one that is cut short or
             garbled on its way; 408 when it takes too long.
     """
+    if (request.content_length or 0) > limit_bytes:
+        raise Problem(413)
     # One more than the limit: Werkzeug cuts a chunked body off there, and says nothing.
     request.max_content_length = limit_bytes + 1
     with _bounded_in_time() as is_over:

@@ -81,6 +81,25 @@ def test_one_key_is_one_job(app: App, client: FlaskClient, shop_site: Site) -> N
     assert (other.status_code, other.get_json(force=True)["field"]) == (422, "Idempotency-Key")
 
 
+def test_two_orders_at_once_with_one_key(
+    app: App, client: FlaskClient, shop_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second must not slip its own image under the first one's price."""
+    keep = app.jobs._keep_source
+    winners: list[TestResponse] = []
+
+    def keep_late(*args: Any) -> Any:
+        monkeypatch.undo()
+        winners.append(order(client, shop_site, key="cart-race"))
+        return keep(*args)
+
+    monkeypatch.setattr(app.jobs, "_keep_source", keep_late)
+    loser = order(client, shop_site, "/photo.jpg", key="cart-race")
+    assert (loser.status_code, loser.get_json(force=True)["field"]) == (422, "Idempotency-Key")
+    job = app.jobs.get_job(winners[0].get_json()["job_id"])
+    assert app.storage.path(job.source_file).read_bytes() == shop_site.files["/photo.png"]
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [

@@ -23,6 +23,7 @@ import requests
 from smi_workflow.app import App
 from smi_workflow.engine.perform import Performed
 from smi_workflow.engine.tables import EffectRow, EventRow
+from smi_workflow.engine.unit import EVENT_ACTOR
 from smi_workflow.intake import reduce_stripe_event
 from smi_workflow.jobs.model import Job, Payment, Refund
 from smi_workflow.jobs.tokens import is_signed_until
@@ -129,20 +130,22 @@ class Sales:
             rows = self.due(hold)
             if not rows:
                 return done
-            for row in rows:
-                if isinstance(row, EventRow):
-                    done.append(("event", str(self.app.inbox.handle(row.id))))
-                else:
-                    done.append((row.name, str(self.app.performer.perform(row.id))))
+            for name, row_id in rows:
+                handle = self.app.inbox.handle if name == EVENT_ACTOR else self.app.performer.perform
+                done.append((name, str(handle(row_id))))
         raise AssertionError(f"it does not end: {done[-12:]}")
 
-    def due(self, hold: Collection[str] = ()) -> list[EventRow | EffectRow]:
-        """What a relay would ring for now."""
-        now, outbox = self.clock.now(), self.app.engine.outbox
-        rows: list[EventRow | EffectRow] = [*self.app.inbox.due(now, 500)]
-        for queue in ("payments", "upscales", "notices"):
-            rows += [row for row in outbox.due(queue, now, 500) if row.name not in hold]
-        return rows + [row for row in outbox.lapsed(now, 500) if row.name not in hold]
+    def due(self, hold: Collection[str] = ()) -> list[tuple[str, str]]:
+        """What waits to be done now, as (name, id)."""
+        now, tables = self.clock.now(), self.app.tables
+        events, effects = tables.events, tables.effects
+        fresh = events.state.in_(("received", "parked")) & (events.due_at <= now)
+        waiting = (effects.state == "due") & (effects.due_at <= now)
+        lapsed = (effects.state == "claimed") & (effects.lease_until < now)
+        owed = effects.select().where(waiting | lapsed).order_by(effects.due_at, effects.id)
+        return [(EVENT_ACTOR, row.id) for row in events.select(events.id).where(fresh)] + [
+            (row.name, row.id) for row in owed if row.name not in hold
+        ]
 
     def perform(self, name: str, job_id: str | None = None) -> Performed:
         """Perform the newest effect of this name."""
@@ -183,10 +186,8 @@ class Sales:
         return self.effects(name, subject_id)[-1]
 
     def owed(self, subject_id: str) -> dict[str, timedelta]:
-        """What is owed to a subject and not settled: name → due in."""
-        table = self.app.tables.effects
-        rows = table.select().where((table.subject_id == subject_id) & table.state.in_(("due", "claimed")))
-        return {row.name: row.due_at - self.clock.now() for row in rows}
+        """What is still owed to a job or refund as it is now: name → due in."""
+        return owed_to(self.app, self.clock, subject_id)
 
     def refunds(self, job_id: str) -> list[Refund]:
         """The refunds of a job, oldest first."""
@@ -210,7 +211,7 @@ class Sales:
         """Assert that the job's money balances, with Stripe's books as they are now."""
         assert_money_balances(self.app, job_id, self.ledger())
 
-    # -- short cuts ------------------------------------------------------------------------------------------------
+    # -- short cuts -----------------------------------------------------------------------------------------------
 
     def sold(self, **changes: Any) -> Job:
         """Ordered, paid, the payment on record: pending."""
@@ -327,12 +328,21 @@ class Desk:
         return self.app.jobs.get_job(job_id)
 
     def owed(self, subject_id: str) -> dict[str, timedelta]:
-        """What is owed to a subject and not settled: name → due in."""
-        table = self.app.tables.effects
-        rows = table.select().where((table.subject_id == subject_id) & table.state.in_(("due", "claimed")))
-        found = [(row.name, row.due_at - self.clock.now()) for row in rows]
-        assert len(dict(found)) == len(found), f"owed twice: {found}"
-        return dict(found)
+        """What is still owed to a job or refund as it is now: name → due in."""
+        return owed_to(self.app, self.clock, subject_id)
+
+
+def owed_to(app: App, clock: HandClock, subject_id: str) -> dict[str, timedelta]:
+    """What is owed, not settled, and not owed to a visit that is over."""
+    jobs, refunds, effects = app.job_tables.jobs, app.job_tables.refunds, app.tables.effects
+    subject = jobs.get_or_none(jobs.job_id == subject_id) or refunds.get(refunds.refund_id == subject_id)
+    live = (effects.visit == subject.visit) | effects.survives
+    rows = effects.select().where(
+        (effects.subject_id == subject_id) & effects.state.in_(("due", "claimed")) & live
+    )
+    found = [(row.name, row.due_at - clock.now()) for row in rows]
+    assert len(dict(found)) == len(found), f"owed twice: {found}"
+    return dict(found)
 
 
 def job_columns(job_id: str) -> dict[str, Any]:
@@ -355,14 +365,15 @@ def usual(status: str, now: datetime) -> dict[str, Any]:
         "upscaled_file_path": "results/r.png", "completed_at": now, "token_generation": 1,
         "download_token": "0" * 64, "download_expires_at": now + timedelta(hours=24),
     }  # fmt: skip
-    return {
+    values: dict[str, dict[str, Any]] = {
         "awaiting_payment": session,
         "pending": paid,
         "processing": {**paid, **submitted},
         "completed": {**paid, **submitted, **stored},
         "failed": {**paid, "failed_at": now, "failure_code": "outage"},
         "abandoned": session,
-    }[status]
+    }
+    return values[status]
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def test_no_price_is_below_what_stripe_charges_at_least(currency: str, cents: in
 
 def test_zero_decimal_currencies_have_no_hundredths() -> None:
     made = price(currency="jpy", markup_percentage=Decimal(100_000))
-    assert (made.amount_cents, made.price) == (641, Decimal("641.00"))  # 0.64 × 1001 = 640.64
+    assert (made.amount_cents, made.price) == (641, Decimal("641.00"))  # 0.64 at 1001 times
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,31 @@
+"""Owns the fixtures of the jobs' tests: a shop with providers, and one without. Called by pytest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.sales import Desk, Sales, open_desk, open_sales
+
+
+@pytest.fixture
+def desk(database_url: str, tmp_path: Path) -> Iterator[Desk]:
+    """Rows and triggers without providers, once on each kind of database."""
+    with open_desk(database_url, tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def sales(sqlite_url: str, tmp_path: Path) -> Iterator[Sales]:
+    """A shop with a sandbox of its own, on SQLite."""
+    with open_sales(sqlite_url, tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def sales_everywhere(database_url: str, tmp_path: Path) -> Iterator[Sales]:
+    """A shop with a sandbox of its own, once on each kind of database."""
+    with open_sales(database_url, tmp_path) as opened:
+        yield opened
