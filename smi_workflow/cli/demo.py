@@ -25,7 +25,7 @@ import typer
 from PIL import Image, UnidentifiedImageError
 
 from smi_workflow.app import App
-from smi_workflow.cli.screen import console, errors, speaking_plainly, state
+from smi_workflow.cli.screen import console, errors, print_json, speaking_plainly, state
 from smi_workflow.cli.up import free_port, sandbox_environment
 from smi_workflow.engine.tables import Transition
 from smi_workflow.errors import InvalidInput, SmiError
@@ -46,6 +46,7 @@ def demo(
     image: Path = typer.Option(PHOTOGRAPH, "--image", help="A photograph of your own: PNG, JPEG or WebP."),
     fail: str = typer.Option("", "--fail", help="Let a step fail for good: upscale."),
     keep: bool = typer.Option(False, "--keep", help="Leave everything running at the end, until Ctrl-C."),
+    as_json: bool = typer.Option(False, "--json", help="Print the outcome as JSON; the story goes to stderr."),
 ) -> None:
     """Sell one photograph from end to end: real processes, a real queue, imitated providers.
 
@@ -56,13 +57,19 @@ def demo(
         if fail and fail not in FAILURES:
             raise InvalidInput("--fail", f"can be {', '.join(FAILURES)}, not {fail!r}")
         try:
+            # A script reads the outcome from stdout; a person watches the story there.
+            console.stderr = as_json
             with ExitStack() as held:
-                _run(held, image, (width, height), fail, keep)
+                sale = _run(held, image, (width, height), fail)
+                if as_json:
+                    print_json(sale.outcome())
+                if keep:
+                    _keep_running(sale.app, sale.folder)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 
 
-def _run(held: ExitStack, image: Path, size: tuple[int, int], fail: str, keep: bool) -> None:
+def _run(held: ExitStack, image: Path, size: tuple[int, int], fail: str) -> _Sale:
     folder = held.enter_context(_own_folder(Path("var") / "demo"))
     os.environ.update(_environment(folder))
     held.enter_context(_processes(folder))
@@ -81,8 +88,7 @@ def _run(held: ExitStack, image: Path, size: tuple[int, int], fail: str, keep: b
         sale.watch(lambda job: job.status == JobStatus.COMPLETED and job.email_sent, "the delivery")
         sale.check_delivery()
     console.print("\n[bold green]The demo ended as it must.[/]")
-    if keep:
-        _keep_running(app, folder)
+    return sale
 
 
 @dataclass(slots=True)
@@ -174,6 +180,16 @@ class _Sale:
         self._mail("We have returned")
         console.print("The buyer was told twice: that it failed, and that the money is back.")
         self._timeline()
+
+    def outcome(self) -> dict[str, object]:
+        """How it ended, for scripts."""
+        job = self.app.jobs.get_job(self.job_id)
+        file = self.app.storage.path(job.upscaled_file_path) if job.upscaled_file_path else None
+        return {
+            "job_id": job.job_id, "status": job.status, "file": file, "width": job.expected_size[0],
+            "height": job.expected_size[1], "paid_cents": job.paid_cents, "refunded_cents": job.refunded_cents,
+            "triggers": [item.trigger for item in self.app.jobs.history(job.job_id)],
+        }  # fmt: skip
 
     def _mail(self, subject: str) -> dict[str, Any]:
         ready = _ready(self.folder)

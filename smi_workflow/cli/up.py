@@ -12,14 +12,16 @@ import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO
 from urllib.parse import urlsplit
 
 import typer
 from honcho.environ import parse_procfile
 from honcho.manager import Manager
+from honcho.printer import Printer
 
 from smi_workflow.app import MIGRATIONS
-from smi_workflow.cli.screen import errors, speaking_plainly
+from smi_workflow.cli.screen import errors, print_json, speaking_plainly
 from smi_workflow.engine.database import open_database
 from smi_workflow.engine.migrate import migrate
 from smi_workflow.errors import ConfigError
@@ -29,6 +31,9 @@ from smi_workflow.settings import load_settings
 def up(
     procfile: Path = typer.Option(Path("Procfile"), help="The processes to run."),
     sandbox: bool = typer.Option(False, "--sandbox", help="Imitate Stripe, Upsampler and mail on this machine."),
+    as_json: bool = typer.Option(
+        False, "--json", help="Print what is started as one JSON object; logs go to stderr."
+    ),
 ) -> None:
     """Run everything on this machine, for development: web, downloads, workers, relay. Ctrl-C ends it.
 
@@ -46,13 +51,18 @@ def up(
         processes = dict(parse_procfile(procfile.read_text(encoding="utf-8")).processes)
     if sandbox:
         processes["sandbox"] = sandbox_command(os.environ)
+    if as_json:
+        print_json(
+            {"processes": processes, "public_url": settings.public_url, "downloads_url": settings.downloads_url}
+        )
+        sys.stdout.flush()
     errors.print(f"[bold]smi up[/]: {', '.join(processes)}; Ctrl-C ends them")
-    raise typer.Exit(run(processes))
+    raise typer.Exit(run(processes, sys.stderr if as_json else sys.stdout))
 
 
-def run(processes: Mapping[str, str]) -> int:
+def run(processes: Mapping[str, str], log: TextIO) -> int:
     """Run named commands side by side until one ends or we are told to stop; returns the exit status."""
-    manager = Manager()
+    manager = Manager(Printer(log))
     # The commands of this environment first, whatever the shell's PATH says.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     for name, command in processes.items():

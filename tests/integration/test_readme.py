@@ -7,8 +7,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer.main
 
@@ -18,16 +18,16 @@ from smi_workflow.jobs.lifecycle import JOB
 from smi_workflow.jobs.refunds import REFUND
 from smi_workflow.settings import Settings
 from smi_workflow.web.site import create_app
-from tests.support.apps import open_test_app
+from tests.support.apps import finished_job, open_test_app, picture
 from tests.support.contracts import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-def commands(group: click.Command, path: tuple[str, ...] = ("smi",)) -> list[str]:
+def commands(group: Any, path: tuple[str, ...] = ("smi",)) -> list[str]:
     """Every command below a group, spelled out."""
-    if not isinstance(group, click.Group):
+    if not hasattr(group, "commands"):
         return [" ".join(path)]
     return [name for key, sub in group.commands.items() for name in commands(sub, (*path, key))]
 
@@ -75,7 +75,8 @@ def test_the_workflow_of_ones_own_runs(tmp_path: Path) -> None:
 
 def test_the_five_line_script_runs(tmp_path: Path) -> None:
     app = open_test_app(tmp_path)
-    job = a_failed_paid_job(app)
+    columns: dict[str, Any] = {"status": "failed", "payment_status": "paid", "paid_cents": 384}
+    job = finished_job(app, picture(240, 160), **columns)[0].job_id
     environment = {
         "SMI_DATABASE_URL": app.settings.database_url,
         "SMI_STORAGE_URL": app.settings.storage_url,
@@ -92,18 +93,12 @@ def test_the_five_line_script_runs(tmp_path: Path) -> None:
     assert (history[-1].trigger, history[-1].actor, history[-1].to_state) == ("retry", "admin:jane", "pending")
 
 
-def a_failed_paid_job(app: object) -> str:
-    """A job whose upscaling failed."""
-    from tests.support.sales import failed_job  # noqa: PLC0415
-
-    return str(failed_job(app))
-
-
 def run_example(text: str, folder: Path, environment: dict[str, str]) -> None:
     """Run a script the way a reader would, warnings shown as errors."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SMI_")}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", text], cwd=folder, env={**clean, "SMI_ENV_FILE": os.devnull, **environment},
+        [sys.executable, "-W", "error", "-c", text], cwd=folder,
+        env={**clean, "SMI_ENV_FILE": os.devnull, **environment},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,160 @@
+"""The command line, run as a person runs it: answers, exit codes, and never a stack trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smi_workflow.app import App
+from tests.support.apps import finished_job, open_test_app, picture, settings_environment
+
+Smi = Callable[..., "subprocess.CompletedProcess[str]"]
+SMI = str(Path(sys.executable).parent / "smi")
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[App]:
+    opened = open_test_app(tmp_path)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def smi(app: App, tmp_path: Path) -> Smi:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SMI_")}
+    environment = {**clean, **settings_environment(app.settings), "SMI_ENV_FILE": os.devnull, "COLUMNS": "200"}
+
+    def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [SMI, *arguments], env={**environment, **changes}, cwd=tmp_path, capture_output=True, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+        assert "Traceback" not in done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def job_id(app: App) -> str:
+    """A delivered job."""
+    return str(finished_job(app, picture(240, 160))[0].job_id)
+
+
+def answer(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_list_show_and_explain(smi: Smi, job_id: str) -> None:
+    assert job_id in smi("jobs", "list").stdout
+    assert [row["job_id"] for row in answer(smi("jobs", "list", "--status", "completed", "--json"))] == [job_id]
+    assert answer(smi("jobs", "list", "--status", "failed", "--json")) == []
+    shown = answer(smi("jobs", "show", job_id, "--json"))
+    assert (shown["job"]["job_id"], shown["job"]["status"]) == (job_id, "completed")
+    assert "email" not in shown["job"], "a buyer's address is nobody's business on a screen"
+    options = {option["trigger"]: option for option in answer(smi("jobs", "explain", job_id, "--json"))["options"]}
+    assert options["resend"]["allowed"]
+    assert options["retry"]["blocked_by"] == [
+        {"guard": "override_is_given", "reason": "this needs the fact override=true"}
+    ]
+    assert "override_is_given" in smi("jobs", "explain", job_id).stdout
+    assert "History" in smi("jobs", "show", job_id).stdout
+
+
+def test_fire_with_actor_reason_and_dry_run(smi: Smi, app: App, job_id: str) -> None:
+    before = len(app.jobs.history(job_id))
+    would = answer(smi("fire", job_id, "resend", "--reason", "asked for it", "--dry-run", "--json"))
+    assert (would["dry_run"], would["effects"][0]["name"]) == (True, "send_download_link")
+    assert len(app.jobs.history(job_id)) == before
+    did = answer(smi("fire", job_id, "resend", "--reason", "asked for it", "--json"))
+    last = app.jobs.history(job_id)[-1]
+    assert (last.sequence, last.trigger, last.reason) == (did["sequence"], "resend", "asked for it")
+    assert last.actor.startswith("admin:")
+    assert "owes send_download_link" in smi("fire", job_id, "resend", "--reason", "again").stdout
+
+
+def test_fire_takes_facts_and_an_expected_state(smi: Smi, app: App, job_id: str) -> None:
+    late = smi("fire", job_id, "resend", "--expect", "pending")
+    assert late.returncode == 4
+    assert "expected to be pending, but is completed" in late.stderr
+    done = smi("fire", job_id, "override", "--fact", "target=failed", "--reason", "the buyer asked")
+    assert done.returncode == 0, done.stderr
+    assert app.jobs.get_job(job_id).status == "failed"
+    assert smi("fire", job_id, "override", "--fact", "target").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("jobs", "show", "nobody"), 3, "there is no job nobody"),
+        (("jobs", "explain", "nobody"), 3, "there is no job nobody"),
+        (("fire", "nobody", "retry"), 3, "there is no job nobody"),
+        (("jobs", "list", "--status", "sold"), 2, "status: there is no sold"),
+        (("jobs", "list", "--limit", "0"), 2, "limit: must be 1 to 1000"),
+        (("graph", "parcel"), 2, "there is no workflow parcel"),
+        (("demo", "--image", "nothing.jpg"), 2, "nothing.jpg cannot be read as an image"),
+        (("demo", "--fail", "everything"), 2, "--fail: can be upscale"),
+        (("up",), 2, "there is no Procfile here"),
+    ],
+)
+def test_what_cannot_be_done_is_said(smi: Smi, arguments: tuple[str, ...], code: int, told: str) -> None:
+    done = smi(*arguments)
+    assert done.returncode == code
+    assert told in " ".join((done.stderr + done.stdout).split())
+
+
+def test_refusals_name_the_guard(smi: Smi, job_id: str) -> None:
+    refused = smi("fire", job_id, "retry")
+    assert refused.returncode == 4
+    assert "refused by override_is_given" in refused.stderr
+    impossible = smi("fire", job_id, "abandon")
+    assert impossible.returncode == 4
+    assert "'abandon' is not possible there (possible: " in impossible.stderr
+
+
+def test_bad_settings_are_listed_together(smi: Smi) -> None:
+    done = smi("jobs", "list", SMI_SECRET_KEY="", SMI_CURRENCY="dollars", SMI_PAYMENT_TIMEOUT_HOURS="99")
+    assert done.returncode == 2
+    for name in ("SMI_SECRET_KEY is not set", "SMI_CURRENCY", "SMI_PAYMENT_TIMEOUT_HOURS"):
+        assert name in done.stderr
+
+
+def test_a_database_that_is_not_migrated_says_so(smi: Smi, tmp_path: Path) -> None:
+    done = smi("jobs", "list", SMI_DATABASE_URL=f"sqlite:///{tmp_path / 'fresh.sqlite3'}")
+    assert done.returncode == 2
+    assert "smi migrate" in done.stderr
+    assert answer(smi("migrate", "--json", SMI_DATABASE_URL=f"sqlite:///{tmp_path / 'fresh.sqlite3'}")) == {
+        "applied": ["0001_initial"]
+    }
+    assert "up to date" in smi("migrate").stdout
+
+
+def test_a_database_that_is_away_is_not_a_stack_trace(smi: Smi) -> None:
+    done = smi("jobs", "list", SMI_DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
+    assert done.returncode in (2, 5)
+    assert done.stderr.startswith("smi:")
+
+
+def test_graph_needs_no_settings(tmp_path: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SMI_")}
+    for form, start in (("mermaid", "stateDiagram"), ("svg", "<svg"), ("json", "{")):
+        done = subprocess.run(
+            [SMI, "graph", "refund", "--format", form], env=clean, cwd=tmp_path, capture_output=True, text=True,
+            timeout=60, check=True,
+        )  # fmt: skip
+        assert start in done.stdout
+
+
+@pytest.mark.parametrize("command", [(), ("jobs",), ("fire",), ("jobs", "list"), ("demo",), ("up",), ("graph",)])
+def test_help_has_an_example_or_the_commands(smi: Smi, command: tuple[str, ...]) -> None:
+    done = smi(*command, "--help")
+    assert done.returncode == 0
+    assert "Example" in done.stdout or "Commands" in done.stdout
