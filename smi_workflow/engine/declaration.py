@@ -119,9 +119,10 @@ class Case(Generic[R]):
         if move.change is not None:
             move.change(self)
 
-    def owe(self, owes: Sequence[Owed]) -> None:
-        """Called by the machine on entering a state and after a move."""
-        only_timers = self.move is not None and self.move.quiet is not None and self.move.quiet(self)
+    def owe(self, owes: Sequence[Owed], *, of_state: bool = True) -> None:
+        """Called by the machine on entering a state and after a move, which hushes the state's only."""
+        quiet = self.move.quiet if self.move is not None and of_state else None
+        only_timers = quiet is not None and quiet(self)
         self.owed.extend(
             item for item in owes if (item.is_timer or not only_timers) and (item.when is None or item.when(self))
         )
@@ -210,7 +211,7 @@ class Move:
         owes: effects of this move, beside those of the state it enters.
         cancels: effects of the present visit that are no longer owed.
         by: who usually causes it, for the reader.
-        quiet: where it is true, only timers are owed: deadlines without side effects.
+        quiet: where it is true, the state entered owes only its timers: deadlines without side effects.
         hook: name announced to listeners after the commit.
     """
 

@@ -106,7 +106,7 @@ class Workflow:
         """
         machine = Machine(
             model=None,
-            states=[MachineState(s.name, on_enter=[_owing(s.owes)]) for s in self.states],
+            states=[MachineState(s.name, on_enter=[_owing(s.owes, of_state=True)]) for s in self.states],
             initial=self.initial,
             auto_transitions=False,
             send_event=True,
@@ -119,7 +119,7 @@ class Workflow:
                     move.to,
                     conditions=[_selecting(move), *(_guarding(guard) for guard in move.guards)],
                     before=[_beginning(move)],
-                    after=[_owing(move.owes)],
+                    after=[_owing(move.owes, of_state=False)],
                 )
         return machine
 
@@ -249,8 +249,8 @@ def _beginning(move: Move) -> Callable[[EventData], None]:
     return begin
 
 
-def _owing(owes: tuple[Owed, ...]) -> Callable[[EventData], None]:
+def _owing(owes: tuple[Owed, ...], *, of_state: bool) -> Callable[[EventData], None]:
     def owe(event: EventData) -> None:
-        _case(event).owe(owes)
+        _case(event).owe(owes, of_state=of_state)
 
     return owe

@@ -71,8 +71,8 @@ def has_no_checkout(case: Case[Job]) -> bool:
 
 
 def checkout_may_be_open(case: Case[Job]) -> bool:
-    known = case.row.stripe_checkout_session_id is not None
-    return known and case.facts.get("session_status") != "expired" and not guards.is_paid(case)
+    known = case.row.stripe_checkout_session_id is not None and case.facts.get("session_status") != "expired"
+    return known and case.state != AWAITING and not guards.is_paid(case)
 
 
 def money_is_held(case: Case[Job]) -> bool:
@@ -167,8 +167,8 @@ STATES = (
 
 _unpaid = (AWAITING, ABANDONED)
 _working = (PENDING, PROCESSING)
-_resting = (AWAITING, COMPLETED, FAILED, ABANDONED)
 _tell = TELL_ADMIN.now(what_happened)
+_expire = EXPIRE_SESSION.now(when=checkout_may_be_open)
 
 MOVES = (
     # Payment
@@ -199,7 +199,8 @@ MOVES = (
          by="effect, timer, Upsampler, admin", hook="smi_job_failed"),
     Move("retry", FAILED, PENDING, (guards.is_paid_for, guards.no_refund_is_under_way),
          when=without_override, change=changes.prepare_retry, by="admin"),
-    Move("retry", ANYWHERE, PENDING, (guards.override_is_given,), change=changes.prepare_retry, by="admin"),
+    Move("retry", ANYWHERE, PENDING, (guards.override_is_given,), change=changes.prepare_retry, owes=(_expire,),
+         by="admin"),
     # Delivery and records
     Move("renew_download", COMPLETED, STAYS, (guards.file_can_be_served, guards.money_is_kept),
          change=changes.renew_link, cancels=(WARN_EXPIRY, EXPIRE_LINK), owes=(SEND_LINK.now(), *LINK_TIMERS),
@@ -231,7 +232,8 @@ MOVES = (
     Move("dispute_closed", ANYWHERE, STAYS, (), change=changes.note_dispute, owes=(_tell,), by="Stripe"),
     # Edge cases: one move per target
     *(Move("override", ANYWHERE, target, (guards.reason_is_given, guards.target_is_sound), when=to(target),
-           change=changes.override_state, quiet=only_deadlines, by="admin") for target in JobStatus),
+           change=changes.override_state, owes=(_expire,), quiet=only_deadlines, by="admin")
+      for target in JobStatus),
 )  # fmt: skip
 
 JOB = Workflow(

@@ -126,6 +126,8 @@ def test_a_server_that_drops_its_connections_is_met_again(tmp_path: Path, postgr
     with closing(open_test_app(tmp_path, database_url=postgres_url)) as app:
         finished_job(app, picture(60, 40))
         client = create_app(app).test_client()
+        # PostgreSQL refuses to compare with NUL.
+        assert client.get("/api/v1/jobs/%00").status_code == 404
         for path in ("/api/v1/jobs/job-1", "/readyz"):
             assert client.get(path).status_code == 200
             with closing(open_database(postgres_url)) as other:
@@ -170,7 +172,7 @@ def test_not_ready_without_a_database(tmp_path: Path) -> None:
             ["cannot read the state of the database"],
         ),
         ({"SMI_DATABASE_URL": "sqlite:///{folder}/empty.sqlite3"}, ["run `smi migrate`"]),
-        ({"SMI_BROKER_URL": "redis://:hunter2@host:port/"}, ["SMI_BROKER_URL"]),
+        ({"SMI_BROKER_URL": "redis://:hunter2@localhost/?db=first"}, ["SMI_BROKER_URL"]),
     ],
 )
 def test_a_process_that_cannot_start_says_why(
@@ -198,6 +200,7 @@ def test_gunicorn_gives_up_on_a_site_that_cannot_start(tmp_path: Path, app: App)
     )  # fmt: skip
     assert done.returncode == 4, done.stderr
     assert "SMI_STRIPE_API_KEY is not set" in done.stderr
+    assert "Booting worker" not in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -134,6 +135,9 @@ def test_what_is_taken_in(app: App, client: FlaskClient, taken: dict[str, Any]) 
     body = json.dumps(taken).encode()
     assert post(client, "/webhooks/stripe", body, signed(body))[0] == 200
     (row,) = rows(app)
+    kept = json.loads(row.payload)["object"]
+    assert all(isinstance(text, str) for text in kept.pop("metadata").values())
+    assert all(value is None or isinstance(value, str | int) for value in kept.values())
     assert app.inbox.handle(row.id) is not None
 
 
@@ -208,6 +212,7 @@ def test_a_callback_is_kept(
     kept = json.loads(row.payload)
     assert (kept["effect_id"], kept["id"], kept["status"]) == ("effect1", str(told["id"]), told["status"])
     assert set(kept) == {"effect_id", "id", "status", "imageUrl", "creditCost", "error"}
+    assert kept["creditCost"] is None or re.fullmatch(r"\d+\.\d{6}", kept["creditCost"])
     assert rung.names() == ["handle_event"]
     assert app.inbox.handle(row.id) == "ignored"
 

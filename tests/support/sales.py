@@ -21,7 +21,9 @@ from urllib.parse import urlsplit
 import requests
 
 from smi_workflow.app import App
-from smi_workflow.engine.perform import Performed
+from smi_workflow.effects.registry import handlers
+from smi_workflow.engine.leases import LeaseKeeper
+from smi_workflow.engine.perform import Attempt, Handler, Outcome, Performed, Performer
 from smi_workflow.engine.tables import EffectRow, EventRow
 from smi_workflow.engine.unit import EVENT_ACTOR
 from smi_workflow.intake import reduce_stripe_event
@@ -163,6 +165,54 @@ class Sales:
         wait = self.effect(name, job_id).due_at - self.clock.now()
         self.advance(seconds=max(0.0, wait.total_seconds()))
 
+    def run_down(self, *, hold: Collection[str] = (), **limit: float) -> list[tuple[str, str]]:
+        """Work through everything that falls due within this time, each at its time, providers' news included."""
+        end, done = self.clock.now() + timedelta(**limit), self.work(hold=hold)
+        while True:
+            self.deliver()
+            done += self.work(hold=hold)
+            tables, now = self.app.tables, self.clock.now()
+            effects, events = tables.effects, tables.events
+            coming = [row.due_at for row in effects.select().where(effects.state == "due") if row.name not in hold]
+            coming += [row.due_at for row in events.select().where(events.state == "parked")]
+            later = [at for at in coming if now < at <= end]
+            if not later:
+                self.advance(seconds=(end - now).total_seconds())
+                return done + self.work(hold=hold)
+            self.advance(seconds=(min(later) - now).total_seconds())
+            done += self.work(hold=hold)
+
+    def performer(self, name: str, run: Callable[[Attempt, Callable[[Attempt], Outcome]], Outcome]) -> Performer:
+        """A performer one of whose handlers is wrapped: `run` gets the attempt and the real handler's code."""
+        known = handlers(self.app.world)
+        real = known[name]
+        known[name] = Handler(lambda attempt: run(attempt, real.run), real.lookup)
+        return Performer(self.app.engine, known, LeaseKeeper(self.app.engine))
+
+    def perform_late(self, name: str) -> Performed:
+        """A worker does the work and loses its lease before it can say so; another one does it again meanwhile."""
+
+        def run(attempt: Attempt, real: Callable[[Attempt], Outcome]) -> Outcome:
+            outcome = real(attempt)
+            self.advance(seconds=self.app.settings.lease_seconds + 1)
+            self.app.performer.perform(attempt.id)
+            return outcome
+
+        return self.performer(name, run).perform(self.effect(name).id)
+
+    def perform_and_die(self, name: str) -> None:
+        """A worker does the work, and is stopped before it can say so."""
+
+        def run(attempt: Attempt, real: Callable[[Attempt], Outcome]) -> Outcome:
+            real(attempt)
+            raise SystemExit
+
+        try:
+            self.performer(name, run).perform(self.effect(name).id)
+        except SystemExit:
+            return
+        raise AssertionError(f"{name} did not get as far as the provider")
+
     # -- looking -------------------------------------------------------------------------------------------------
 
     def job(self, job_id: str) -> Job:
@@ -274,7 +324,7 @@ def open_sales(database_url: str, folder: Path, **settings: Any) -> Iterator[Sal
     with running_sandbox(folder / "sandbox") as sandbox, running_site() as site:
         clock, rung = HandClock(datetime.now(UTC)), Rung()
         fields = {"downloads_url": site.url, "admin_email": "owner@example.com", **settings}
-        app = open_test_app(folder, sandbox, ring=rung, clock=clock, database_url=database_url, **fields)
+        app = _open(folder, sandbox, rung, clock, database_url, fields)
         site.files = SignedShelf(app, clock)
         try:
             yield Sales(app, clock, rung, sandbox, site)
@@ -340,9 +390,7 @@ def owed_to(app: App, clock: HandClock, subject_id: str) -> dict[str, timedelta]
     rows = effects.select().where(
         (effects.subject_id == subject_id) & effects.state.in_(("due", "claimed")) & live
     )
-    found = [(row.name, row.due_at - clock.now()) for row in rows]
-    assert len(dict(found)) == len(found), f"owed twice: {found}"
-    return dict(found)
+    return {row.name: row.due_at - clock.now() for row in rows}
 
 
 def job_columns(job_id: str) -> dict[str, Any]:
@@ -380,11 +428,30 @@ def usual(status: str, now: datetime) -> dict[str, Any]:
 def open_desk(database_url: str, folder: Path, **settings: Any) -> Iterator[Desk]:
     """A migrated App without providers."""
     clock, rung = HandClock(), Rung()
-    app = open_test_app(folder, ring=rung, clock=clock, database_url=database_url, **settings)
+    app = _open(folder, None, rung, clock, database_url, settings)
     try:
         yield Desk(app, clock, rung)
     finally:
         app.close()
+
+
+_migrated: list[bytes] = []
+
+
+def _open(
+    folder: Path, sandbox: Sandbox | None, rung: Rung, clock: HandClock, url: str, fields: Mapping[str, Any]
+) -> App:
+    """A migrated App; a SQLite file is migrated once and copied from then on."""
+    file = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+    if file is not None and _migrated:
+        file.write_bytes(_migrated[0])
+    migrated = file is None or not _migrated
+    app = open_test_app(folder, sandbox, ring=rung, clock=clock, migrated=migrated, database_url=url, **fields)
+    if file is not None and not _migrated:
+        app.database.close()
+        _migrated.append(file.read_bytes())
+    app.check_schema()
+    return app
 
 
 def at_once(app: App, *calls: Callable[[], Any]) -> list[Any]:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,10 +34,16 @@ def sources(*folders: str) -> Iterator[tuple[str, str]]:
             yield path.relative_to(ROOT).as_posix(), path.read_text()
 
 
+@cache
+def tree(text: str) -> ast.Module:
+    """A file, parsed once."""
+    return ast.parse(text)
+
+
 def imported(text: str) -> set[str]:
     """The top-level names of the packages that a file imports, wherever it does."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree(text)):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -81,7 +88,7 @@ def test_only_workers_and_the_doorbell_import_the_broker() -> None:
 
 
 def test_only_one_place_reads_the_environment() -> None:
-    """Settings are arguments everywhere else; the command line looks at the terminal, and starts other programs."""
+    """Settings are arguments elsewhere; the command line looks at its terminal, and starts programs."""
     found = {path for path, text in sources("smi_workflow", "workers") if re.search(r"os\.(environ|getenv)", text)}
     assert {path for path in found if not path.startswith("smi_workflow/cli/")} == {"smi_workflow/settings.py"}
 
@@ -122,7 +129,7 @@ def test_files_stay_small_enough_to_be_read() -> None:
 
 
 def test_every_module_says_what_it_owns() -> None:
-    silent = [path for path, text in sources("smi_workflow", "workers") if not ast.get_docstring(ast.parse(text))]
+    silent = [path for path, text in sources("smi_workflow", "workers") if not ast.get_docstring(tree(text))]
     assert not silent
 
 
@@ -131,7 +138,7 @@ def test_nothing_is_imported_inside_functions() -> None:
     found = {
         path
         for path, text in sources("smi_workflow", "workers")
-        for function in ast.walk(ast.parse(text))
+        for function in ast.walk(tree(text))
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         for node in ast.walk(function)
         if isinstance(node, ast.Import | ast.ImportFrom)

@@ -217,6 +217,9 @@ def _owed(desk: Desk, line: Line, entered: Job | None, job_id: str) -> list[str]
     expected: dict[str, timedelta | None] = dict(ENTERING[entered.status]) if entered is not None else {}
     if entered is not None and entered.payment_status != "paid":
         expected.pop("refund_due", None)
+    if entered is not None and line.trigger in ("retry", "override") and entered.payment_status != "paid":
+        # Moved on by an admin while nobody has paid: the checkout must not stay open behind its back.
+        expected |= {"expire_session": NOW} if entered.status != "awaiting_payment" else {}
     if entered is not None:
         expected = {**expected, **line.owes}
     else:
