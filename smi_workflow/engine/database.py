@@ -24,6 +24,7 @@ _V = TypeVar("_V")
 _M = TypeVar("_M", bound=Model)
 
 LOCK_WAIT_SECONDS = 5
+_FOUND_ROWS = 2  # of the MySQL protocol's client flags
 _STAMP = "%Y-%m-%d %H:%M:%S.%f"
 _UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -158,6 +159,8 @@ def open_database(url: str) -> Database:
             name,
             mariadb=True,
             connect_timeout=5,
+            # Report the rows that matched, as the other databases do, and not only those that changed.
+            client_flag=_FOUND_ROWS,
             # READ COMMITTED: after a row lock is granted, later reads must see what the winner committed.
             init_command=(
                 f"SET SESSION innodb_lock_wait_timeout={LOCK_WAIT_SECONDS}, time_zone='+00:00', "

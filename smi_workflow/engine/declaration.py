@@ -146,7 +146,6 @@ class Effect:
         harmless: why nothing needs to be fired when it fails for good.
         survives: still owed when the visit that owed it is over.
         retry_seconds: first wait after a failed attempt; doubled each time up to `retry_seconds_max`.
-        lease_seconds: overrides the setting.
     """
 
     name: str
@@ -157,7 +156,6 @@ class Effect:
     survives: bool = False
     retry_seconds: float = 2.0
     retry_seconds_max: float = 600.0
-    lease_seconds: float | None = None
 
     def now(self, inputs: Inputs | None = None, when: Condition | None = None) -> Owed:
         """Owe it at once."""

@@ -195,6 +195,9 @@ class Inbox:
                 last, step = step, step.or_else
             except UnknownSubject as unknown:
                 return self._park(row, Park(str(unknown)))
+            except InvalidInput as problem:
+                # It means something to us, but lacks what it must tell: nobody but a person can say what.
+                return self._close(row, EventState.NEEDS_PERSON, f"'{step.trigger}' cannot be fired: {problem}")
         reason = "; ".join(refusals)
         if last.otherwise == "ignore":
             return self._close(row, EventState.IGNORED, reason)

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from smi_workflow.app import App
+from smi_workflow.cli.main import app as cli
 from tests.support.apps import finished_job, open_test_app, picture, settings_environment
 
-Smi = Callable[..., "subprocess.CompletedProcess[str]"]
+Smi = Callable[..., Result]
 SMI = str(Path(sys.executable).parent / "smi")
 
 
@@ -27,16 +29,15 @@ def app(tmp_path: Path) -> Iterator[App]:
 
 
 @pytest.fixture
-def smi(app: App, tmp_path: Path) -> Smi:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SMI_")}
-    environment = {**clean, **settings_environment(app.settings), "SMI_ENV_FILE": os.devnull, "COLUMNS": "200"}
+def smi(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Smi:
+    for name in [name for name in os.environ if name.startswith("SMI_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    environment = {**settings_environment(app.settings), "SMI_ENV_FILE": os.devnull, "COLUMNS": "200"}
 
-    def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [SMI, *arguments], env={**environment, **changes}, cwd=tmp_path, capture_output=True, text=True,
-            timeout=60, check=False,
-        )  # fmt: skip
-        assert "Traceback" not in done.stdout + done.stderr
+    def run(*arguments: str, **changes: str) -> Result:
+        done = CliRunner().invoke(cli, arguments, env={**environment, **changes})
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
         return done
 
     return run
@@ -48,8 +49,8 @@ def job_id(app: App) -> str:
     return str(finished_job(app, picture(240, 160))[0].job_id)
 
 
-def answer(done: subprocess.CompletedProcess[str]) -> Any:
-    assert done.returncode == 0, done.stderr
+def answer(done: Result) -> Any:
+    assert done.exit_code == 0, done.stderr
     return json.loads(done.stdout)
 
 
@@ -83,12 +84,12 @@ def test_fire_with_actor_reason_and_dry_run(smi: Smi, app: App, job_id: str) -> 
 
 def test_fire_takes_facts_and_an_expected_state(smi: Smi, app: App, job_id: str) -> None:
     late = smi("fire", job_id, "resend", "--expect", "pending")
-    assert late.returncode == 4
+    assert late.exit_code == 4
     assert "expected to be pending, but is completed" in late.stderr
     done = smi("fire", job_id, "override", "--fact", "target=failed", "--reason", "the buyer asked")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert app.jobs.get_job(job_id).status == "failed"
-    assert smi("fire", job_id, "override", "--fact", "target").returncode == 2
+    assert smi("fire", job_id, "override", "--fact", "target").exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -107,29 +108,29 @@ def test_fire_takes_facts_and_an_expected_state(smi: Smi, app: App, job_id: str)
 )
 def test_what_cannot_be_done_is_said(smi: Smi, arguments: tuple[str, ...], code: int, told: str) -> None:
     done = smi(*arguments)
-    assert done.returncode == code
+    assert done.exit_code == code
     assert told in " ".join((done.stderr + done.stdout).split())
 
 
 def test_refusals_name_the_guard(smi: Smi, job_id: str) -> None:
     refused = smi("fire", job_id, "retry")
-    assert refused.returncode == 4
+    assert refused.exit_code == 4
     assert "refused by override_is_given" in refused.stderr
     impossible = smi("fire", job_id, "abandon")
-    assert impossible.returncode == 4
+    assert impossible.exit_code == 4
     assert "'abandon' is not possible there (possible: " in impossible.stderr
 
 
 def test_bad_settings_are_listed_together(smi: Smi) -> None:
     done = smi("jobs", "list", SMI_SECRET_KEY="", SMI_CURRENCY="dollars", SMI_PAYMENT_TIMEOUT_HOURS="99")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     for name in ("SMI_SECRET_KEY is not set", "SMI_CURRENCY", "SMI_PAYMENT_TIMEOUT_HOURS"):
         assert name in done.stderr
 
 
 def test_a_database_that_is_not_migrated_says_so(smi: Smi, tmp_path: Path) -> None:
     done = smi("jobs", "list", SMI_DATABASE_URL=f"sqlite:///{tmp_path / 'fresh.sqlite3'}")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "smi migrate" in done.stderr
     assert answer(smi("migrate", "--json", SMI_DATABASE_URL=f"sqlite:///{tmp_path / 'fresh.sqlite3'}")) == {
         "applied": ["0001_initial"]
@@ -139,7 +140,7 @@ def test_a_database_that_is_not_migrated_says_so(smi: Smi, tmp_path: Path) -> No
 
 def test_a_database_that_is_away_is_not_a_stack_trace(smi: Smi) -> None:
     done = smi("jobs", "list", SMI_DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
-    assert done.returncode in (2, 5)
+    assert done.exit_code in (2, 5)
     assert done.stderr.startswith("smi:")
 
 
@@ -156,5 +157,5 @@ def test_graph_needs_no_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [(), ("jobs",), ("fire",), ("jobs", "list"), ("demo",), ("up",), ("graph",)])
 def test_help_has_an_example_or_the_commands(smi: Smi, command: tuple[str, ...]) -> None:
     done = smi(*command, "--help")
-    assert done.returncode == 0
+    assert done.exit_code == 0
     assert "Example" in done.stdout or "Commands" in done.stdout

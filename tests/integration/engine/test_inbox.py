@@ -13,7 +13,7 @@ import pytest
 
 from smi_workflow.engine.declaration import Case
 from smi_workflow.engine.inbox import Fire, Ignore, Inbox, Park, Reading, Translator
-from smi_workflow.engine.tables import EventRow
+from smi_workflow.engine.tables import EventRow, EventState
 from smi_workflow.errors import InvalidInput, TransitionConflict
 from tests.integration.engine.racers import Crew
 from tests.support.engines import Bench, Opener, counts, taped, together
@@ -137,6 +137,17 @@ def test_three_threads_park_an_event_once(bench: Bench) -> None:
     assert together(bench, *[lambda: inbox.handle(inbox_id)] * 3) == ["parked"] * 3
     assert parked(bench) == 1
     assert bench.event(inbox_id).attempts == 1
+
+
+def test_an_event_that_lacks_a_fact_needs_a_person(bench: Bench) -> None:
+    """Law 10: it means something to us, so it is neither dropped nor tried again without end."""
+    bench.engine.start("loan", {"loan_id": "L1"}, actor="system")
+    inbox = bench.inbox(lambda row: Fire("loan", "L1", "lend", "post", {}))
+    received = inbox.receive("post", "e1", "lent", "{}")
+    assert inbox.handle(received.id) == EventState.NEEDS_PERSON
+    event = bench.engine.tables.events.get_by_id(received.id)
+    assert "'lend' cannot be fired: barcode" in str(event.reason)
+    assert bench.engine.read("loan", "L1").state == "reserved"
 
 
 def test_ids_that_differ_by_case_are_two_events(bench: Bench) -> None:
@@ -378,8 +389,15 @@ def test_a_conflict_leaves_an_event_for_the_next_worker(bench: Bench) -> None:
     """Law 2, law 10: conflicts pass; they are no reason to park."""
     bench.lent()
     inbox, inbox_id = told(bench, fires("lose"))
-    conflict = TransitionConflict("someone holds the row")
-    with patch.object(bench.engine, "run", side_effect=conflict), pytest.raises(TransitionConflict):
+    run = bench.engine.run
+    conflicts = [TransitionConflict("someone holds the row")]
+
+    def conflict_once(*args: Any, **rest: Any) -> Any:
+        if conflicts:
+            raise conflicts.pop()
+        return run(*args, **rest)
+
+    with patch.object(bench.engine, "run", conflict_once), pytest.raises(TransitionConflict):
         inbox.handle(inbox_id)
     assert bench.event(inbox_id).state == "received"
     assert inbox.handle(inbox_id) == "applied"
