@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import signal
 from email import message_from_bytes
 from email.policy import default as default_policy
 from pathlib import Path
@@ -80,6 +82,23 @@ def test_worker_killed_while_the_submission_is_unanswered(tmp_path: Path) -> Non
         effects = stack.app.tables.effects
         submit = effects.get((effects.subject_id == job_id) & (effects.name == "submit_upscale"))
         assert submit.attempts == 2, "the attempt that died was not on record"
+
+
+def test_a_worker_told_to_stop_finishes_what_it_does(tmp_path: Path) -> None:
+    """SIGTERM, to the whole group as process managers send it: the call that is out is waited for and settled."""
+    with running_stack(tmp_path, SMI_LEASE_SECONDS="600") as (stack, site):
+        stack.sandbox.upsampler.faults.add(
+            {"path": "/api/v1/precise-upscale"}, {"kind": "slow", "seconds": 3}, times=1
+        )
+        job_id = stack.order(f"{site.url}/photo.png", SIZE)
+        stack.pay(job_id)
+        stack.wait(lambda: bool(stack.ledger("upsampler")["submissions"]), "the submission to arrive")
+        worker = stack.running.pop("slow")
+        os.killpg(worker.pid, signal.SIGTERM)
+        assert worker.wait(30) == 0
+        assert stack.triggers(job_id)[-1] in ("upscale_started", "upscale_delivered")
+        stack.start("slow")
+        check_delivered_once(stack, job_id, submissions_at_most=1)
 
 
 def test_relay_killed(tmp_path: Path) -> None:
