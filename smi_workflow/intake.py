@@ -257,6 +257,9 @@ class UpsamplerReader:
         if job.status != JobStatus.PROCESSING or job.submit_effect_id != effect.id:
             return Ignore("it answers a submission of an earlier visit")
         if upscale.status is UpscaleStatus.FAILED:
+            # A crash may have submitted twice: one of them may still succeed, or has.
+            if job.delivered_at is not None or upscale.id != job.upsampler_job_id:
+                return Ignore("another submission of this visit is good, or still under way")
             reason = upscale.error or "Upsampler gives no reason"
             return Fire(
                 "job", job.job_id, "fail", UPSAMPLER, {"code": "upsampler_failed"}, reason, otherwise="ignore"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import dramatiq
 import peewee
@@ -53,7 +54,7 @@ def _guarded(app: App, work: Callable[[str], object]) -> Callable[[str], None]:
         except (peewee.PeeweeException, SmiError) as trouble:
             # The row is as it was, or under a lease that will lapse: the relay rings again.
             log.error("%s could not be handled now: %s", message_id, trouble)
-            if not app.database.is_closed():
+            with suppress(peewee.PeeweeException):
                 app.database.close()
 
     return perform

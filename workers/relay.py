@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 import peewee
@@ -75,7 +76,9 @@ def run(relay: Relay, stop: threading.Event, pause_seconds: float) -> None:
             relay.sweep()
         except peewee.PeeweeException as trouble:
             log.error("the database cannot be read: %s", trouble)
-            relay._app.database.close()
+            # The engine forgets what is broken; one that cannot even be closed must not end the relay.
+            with suppress(peewee.PeeweeException):
+                relay._app.database.close()
             stop.wait(2.0)
         stop.wait(pause_seconds)
 

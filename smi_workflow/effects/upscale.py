@@ -60,6 +60,8 @@ def pending_deadline(world: World, attempt: Attempt) -> Outcome:
 
 def poll_upscale(world: World, attempt: Attempt) -> Outcome:
     """Ask, in case the callback is lost; ever more rarely."""
+    if attempt.row.upsampler_job_id is None:
+        return Done(note="nothing was ever submitted")
     answer = world.upsampler.status(attempt.row.upsampler_job_id)
     if answer.status in (UpscaleStatus.IN_QUEUE, UpscaleStatus.IN_PROGRESS):
         wait = timedelta(seconds=world.settings.poll_seconds * POLL_GROWTH ** min(attempt.waits + 1, 20))
@@ -69,6 +71,9 @@ def poll_upscale(world: World, attempt: Attempt) -> Outcome:
 
 def upscale_deadline(world: World, attempt: Attempt) -> Outcome:
     """Too long: ask once more, then give up."""
+    if attempt.row.upsampler_job_id is None:
+        # An admin put it here.
+        return Done("fail", {"code": "never_submitted"}, reason="nothing was ever submitted to Upsampler")
     answer = world.upsampler.status(attempt.row.upsampler_job_id)
     if answer.status in (UpscaleStatus.IN_QUEUE, UpscaleStatus.IN_PROGRESS):
         reason = f"Upsampler was still {answer.status} after {world.settings.processing_timeout_minutes:g} minutes"

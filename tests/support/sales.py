@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from peewee import SqliteDatabase
 
 from smi_workflow.app import App
 from smi_workflow.effects.registry import handlers
@@ -50,7 +51,7 @@ class Sales:
     sandbox: Sandbox
     site: Site
 
-    # -- the buyer -------------------------------------------------------------------------------------------
+    # -- the buyer --
 
     def order(self, *, actor: str = "buyer", idempotency_key: str | None = None, **changes: Any) -> Job:
         """Order the upscaling of a picture that the site serves."""
@@ -74,7 +75,7 @@ class Sales:
         told: dict[str, Any] = answer.json()
         return told
 
-    # -- what providers say ------------------------------------------------------------------------------------
+    # -- what providers say --
 
     def ledger(self) -> dict[str, Any]:
         """Stripe's own books."""
@@ -118,7 +119,7 @@ class Sales:
         self.app.inbox.handle(inbox_id)
         return self.app.tables.events.get_by_id(inbox_id)
 
-    # -- our own work --------------------------------------------------------------------------------------------
+    # -- our own work --
 
     def work(self, *, hold: Collection[str] = ()) -> list[tuple[str, str]]:
         """Handle every event and perform every effect that is due now, until nothing is.
@@ -213,7 +214,7 @@ class Sales:
             return
         raise AssertionError(f"{name} did not get as far as the provider")
 
-    # -- looking -------------------------------------------------------------------------------------------------
+    # -- looking --
 
     def job(self, job_id: str) -> Job:
         """The job as it is now."""
@@ -261,7 +262,7 @@ class Sales:
         """Assert that the job's money balances, with Stripe's books as they are now."""
         assert_money_balances(self.app, job_id, self.ledger())
 
-    # -- short cuts -----------------------------------------------------------------------------------------------
+    # -- short cuts --
 
     def sold(self, **changes: Any) -> Job:
         """Ordered, paid, the payment on record: pending."""
@@ -314,22 +315,55 @@ class SignedShelf(dict[str, bytes]):
             self._app.database.close()
 
 
+@dataclass
+class Providers:
+    """A sandbox and a site that several tests use one after the other."""
+
+    sandbox: Sandbox
+    site: Site
+
+    def forget(self) -> None:
+        """Be as new: no object, no mail, no fault, and the time is the machine's."""
+        stripe, upsampler, mail = self.sandbox.stripe, self.sandbox.upsampler, self.sandbox.mail
+        for server in (stripe, upsampler, mail):
+            server.faults.clear()
+        for clock in (stripe.clock, upsampler.clock):
+            clock._offset_seconds = 0.0
+        with stripe.book.turn():
+            for table in stripe.book.tables.values():
+                table.clear()
+            stripe.book.extras.clear()
+            stripe.book._due.clear()
+        with upsampler.workshop.lock:
+            upsampler.workshop.submissions.clear()
+        mail.mails._mails.clear()
+        self.site.received.clear()
+
+
 @contextmanager
-def open_sales(database_url: str, folder: Path, **settings: Any) -> Iterator[Sales]:
-    """A shop with a sandbox of its own.
+def running_providers(folder: Path) -> Iterator[Providers]:
+    """Start them once for many tests: that takes as long as a sale."""
+    with running_sandbox(folder) as sandbox, running_site() as site:
+        yield Providers(sandbox, site)
+
+
+@contextmanager
+def open_sales(database_url: str, folder: Path, providers: Providers, **settings: Any) -> Iterator[Sales]:
+    """A shop with providers that know nothing yet.
 
     Args:
         settings: fields of Settings.
     """
-    with running_sandbox(folder / "sandbox") as sandbox, running_site() as site:
-        clock, rung = HandClock(datetime.now(UTC)), Rung()
-        fields = {"downloads_url": site.url, "admin_email": "owner@example.com", **settings}
-        app = _open(folder, sandbox, rung, clock, database_url, fields)
-        site.files = SignedShelf(app, clock)
-        try:
-            yield Sales(app, clock, rung, sandbox, site)
-        finally:
-            app.close()
+    providers.forget()
+    sandbox, site = providers.sandbox, providers.site
+    clock, rung = HandClock(datetime.now(UTC)), Rung()
+    fields = {"downloads_url": site.url, "admin_email": "owner@example.com", **settings}
+    app = _open(folder, sandbox, rung, clock, database_url, fields)
+    site.files = SignedShelf(app, clock)
+    try:
+        yield Sales(app, clock, rung, sandbox, site)
+    finally:
+        app.close()
 
 
 @dataclass
@@ -450,25 +484,54 @@ def _open(
     if file is not None and not _migrated:
         app.database.close()
         _migrated.append(file.read_bytes())
-    app.check_schema()
+        app.check_schema()
+    if file is not None:
+        # No power is cut here.
+        assert isinstance(app.database, SqliteDatabase)
+        app.database.pragma("synchronous", 0, permanent=True)
     return app
+
+
+class Threads:
+    """Threads that stay, each with its connection to the database."""
+
+    def __init__(self, pool: ThreadPoolExecutor, count: int) -> None:
+        self._pool = pool
+        self._count = count
+
+    def together(self, *calls: Callable[[], Any]) -> list[Any]:
+        """Run these, one in each thread, started together; returns what each returned or raised."""
+        assert len(calls) == self._count
+        line = threading.Barrier(self._count)
+
+        def run(call: Callable[[], Any]) -> Any:
+            line.wait()
+            return call()
+
+        futures = [self._pool.submit(run, call) for call in calls]
+        return [future.exception() or future.result() for future in futures]
+
+
+@contextmanager
+def running_threads(app: App, count: int) -> Iterator[Threads]:
+    """So many threads; their connections are closed at the end."""
+
+    def close() -> None:
+        app.stripe.close()
+        app.database.close()
+
+    with ThreadPoolExecutor(count) as pool:
+        threads = Threads(pool, count)
+        try:
+            yield threads
+        finally:
+            threads.together(*[close] * count)
 
 
 def at_once(app: App, *calls: Callable[[], Any]) -> list[Any]:
     """Run these in threads that start together; returns what each returned or raised."""
-    line = threading.Barrier(len(calls))
-
-    def run(call: Callable[[], Any]) -> Any:
-        try:
-            line.wait()
-            return call()
-        finally:
-            app.stripe.close()
-            app.database.close()
-
-    with ThreadPoolExecutor(len(calls)) as pool:
-        futures = [pool.submit(run, call) for call in calls]
-        return [future.exception() or future.result() for future in futures]
+    with running_threads(app, len(calls)) as threads:
+        return threads.together(*calls)
 
 
 def assert_money_balances(app: App, job_id: str, ledger: Mapping[str, Any]) -> None:

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.sales import Desk, Sales, open_desk, open_sales
+from tests.support.sales import Desk, Providers, Sales, open_desk, open_sales, running_providers
+
+
+@pytest.fixture(scope="session")
+def providers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Providers]:
+    """One sandbox for all tests of this folder."""
+    with running_providers(tmp_path_factory.mktemp("providers")) as running:
+        yield running
 
 
 @pytest.fixture
@@ -18,14 +25,22 @@ def desk(database_url: str, tmp_path: Path) -> Iterator[Desk]:
 
 
 @pytest.fixture
-def sales(sqlite_url: str, tmp_path: Path) -> Iterator[Sales]:
+def sales(sqlite_url: str, tmp_path: Path, providers: Providers) -> Iterator[Sales]:
     """A shop with a sandbox of its own, on SQLite."""
-    with open_sales(sqlite_url, tmp_path) as opened:
+    with open_sales(sqlite_url, tmp_path, providers) as opened:
         yield opened
 
 
 @pytest.fixture
-def sales_everywhere(database_url: str, tmp_path: Path) -> Iterator[Sales]:
+def sales_everywhere(database_url: str, tmp_path: Path, providers: Providers) -> Iterator[Sales]:
     """A shop with a sandbox of its own, once on each kind of database."""
-    with open_sales(database_url, tmp_path) as opened:
+    with open_sales(database_url, tmp_path, providers) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def desk_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """An empty database for tests that leave it empty."""
+    folder = tmp_path_factory.mktemp("desk")
+    with open_desk(f"sqlite:///{folder / 'empty.sqlite3'}", folder) as opened:
         yield opened

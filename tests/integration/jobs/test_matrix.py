@@ -229,6 +229,33 @@ def _owed(desk: Desk, line: Line, entered: Job | None, job_id: str) -> list[str]
     return [] if owed == wanted else [f"owes {owed}, not {wanted}"]
 
 
+QUIET: Mapping[str, Mapping[str, timedelta]] = {
+    # An unpaid checkout must not stay open, whatever else is left undone.
+    "awaiting_payment": {"payment_deadline": DAY + 5 * MINUTE},
+    "pending": {"pending_deadline": DAY},
+    "processing": {"poll_upscale": MINUTE / 2, "upscale_deadline": 15 * MINUTE},
+    "completed": {"warn_expiry": 18 * HOUR, "expire_download": DAY},
+    "failed": {"refund_due": 30 * MINUTE},
+    "abandoned": {"purge_job": DAY, "expire_session": NOW},
+}
+
+
+def test_an_override_sets_deadlines_and_asks_for_nothing_else_unless_told(desk: Desk) -> None:
+    for target, owed in QUIET.items():
+        source = {"completed": "completed", "abandoned": "awaiting_payment", "awaiting_payment": "abandoned"}
+        job_id = desk.put(source.get(target, "failed"))
+        desk.fire(job_id, "override", "admin:jane", "the phone call of Monday", target=target)
+        assert desk.owed(job_id) == owed, target
+        assert (desk.job(job_id).status, desk.job(job_id).overridden) == (target, True)
+    job_id = desk.put("pending")
+    try:
+        desk.fire(job_id, "override", "admin:jane", "a typing error", target="complete")
+    except TransitionNotAllowed:
+        assert desk.job(job_id).status == "pending"
+    else:
+        raise AssertionError("an unknown state was accepted")
+
+
 REFUND_STATES = ("requested", "submitted", "succeeded", "failed")
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from smi_workflow.errors import EngineError, GuardRefused
 from smi_workflow.jobs.model import Job
-from tests.support.sales import Sales, at_once, open_sales
+from tests.support.sales import Providers, Sales, at_once, open_sales
 
 JANE = "admin:jane"
 
@@ -298,17 +298,19 @@ def test_a_chargeback_after_delivery_is_told(sales: Sales) -> None:
 
 
 @pytest.fixture(params=["refund", "hold"])
-def unexpected(request: pytest.FixtureRequest, sqlite_url: str, tmp_path: Path) -> Iterator[Sales]:
+def unexpected(
+    request: pytest.FixtureRequest, sqlite_url: str, tmp_path: Path, providers: Providers
+) -> Iterator[Sales]:
     """A shop that sends unexpected money back, and one that holds it for a person."""
-    with open_sales(sqlite_url, tmp_path, unexpected_payment=request.param) as opened:
+    with open_sales(sqlite_url, tmp_path, providers, unexpected_payment=request.param) as opened:
         yield opened
 
 
 def second_session(sales: Sales, job: Job, currency: str = "usd") -> Job:
     """Another checkout of the same job, which no rule of ours opens; returns the job as if it were its own."""
     session = sales.app.stripe.create_checkout_session(
-        job_id=job.job_id, amount_cents=50, currency=currency, description="again", email=None, key="second",
-        success_url="https://x.example/", cancel_url="https://x.example/",
+        job_id=job.job_id, amount_cents=50, currency=currency, description="again", email=None,
+        key=f"second-{job.job_id}", success_url="https://x.example/", cancel_url="https://x.example/",
         expires_at=sales.clock.now() + timedelta(hours=12),
     )  # fmt: skip
     copy = sales.job(job.job_id)
