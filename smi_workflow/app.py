@@ -9,6 +9,7 @@ Example:
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -156,6 +157,21 @@ def open_app(settings: Settings | None = None) -> Iterator[App]:
         yield app
     finally:
         app.close()
+
+
+def open_process() -> App:
+    """Open the system for a process that stays: readable logs, settings from the environment, a current schema.
+
+    Raises:
+        ConfigError: settings are missing or bad, or the database is not migrated.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.Formatter.converter = time.gmtime
+    for chatty in ("transitions", "stripe"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    app = App(load_settings())
+    app.check_schema()
+    return app
 
 
 def _announce(applied: Applied) -> None:

@@ -15,11 +15,11 @@ import dramatiq
 import peewee
 from dramatiq import Broker, Middleware
 
-from smi_workflow.app import App
+from smi_workflow.app import App, open_process
 from smi_workflow.engine.unit import EVENT_ACTOR, EVENT_QUEUE
 from smi_workflow.errors import SmiError
 from smi_workflow.integrations.broker import Doorbell, make_broker
-from workers.process import broker_url, open_process, stop_once
+from workers.process import broker_url, stop_once
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def _guarded(app: App, work: Callable[[str], object]) -> Callable[[str], None]:
 def main() -> None:
     """Wire everything; called on import."""
     try:
-        app = open_process("worker")
+        app = open_process()
         broker = make_broker(broker_url(app.settings))
     except SmiError as error:
         sys.exit(f"worker: {error}")

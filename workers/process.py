@@ -1,4 +1,4 @@
-"""Owns what every long-lived process does first: settings, logging, a current schema, a broker.
+"""Owns what a worker process needs beside its App: a broker, and a stop signal that counts once.
 
 Called by its siblings.
 """
@@ -10,9 +10,8 @@ import signal
 import time
 from types import FrameType
 
-from smi_workflow.app import App
 from smi_workflow.integrations.embedded_broker import EmbeddedBroker, ensure_embedded_broker
-from smi_workflow.settings import Settings, load_settings
+from smi_workflow.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -20,21 +19,6 @@ SAME_SIGNAL_SECONDS = 2.0
 
 # Held for the life of the process: the embedded broker ends with its last user.
 _embedded: list[EmbeddedBroker] = []
-
-
-def open_process(name: str) -> App:
-    """Read the settings and open the App, or say what is missing.
-
-    Raises:
-        ConfigError: settings, schema or declarations are not fit to run.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.Formatter.converter = time.gmtime
-    for chatty in ("transitions", "stripe"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    app = App(load_settings())
-    app.check_schema()
-    return app
 
 
 def stop_once() -> None:

@@ -15,11 +15,11 @@ from datetime import datetime, timedelta
 
 import peewee
 
-from smi_workflow.app import App
+from smi_workflow.app import App, open_process
 from smi_workflow.engine.unit import EVENT_ACTOR, EVENT_QUEUE, Bell
 from smi_workflow.errors import SmiError
 from smi_workflow.integrations.broker import Doorbell, make_broker
-from workers.process import broker_url, open_process
+from workers.process import broker_url
 
 PAGE = 500
 
@@ -89,7 +89,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        app = open_process("relay")
+        app = open_process()
         doorbell = Doorbell(make_broker(broker_url(app.settings)))
     except SmiError as error:
         sys.stderr.write(f"relay: {error}\n")

@@ -348,6 +348,8 @@ def _post(url: str, **arguments: Any) -> requests.Response:
         answer = requests.post(url, timeout=60, **arguments)
     except requests.RequestException as error:
         raise DemoFailed(f"{url} could not be reached: {error}") from None
+    if answer.status_code == 422:
+        raise InvalidInput("--image", str(answer.json().get("detail", answer.text[:500])))
     if not answer.ok:
         raise DemoFailed(f"{url} answered {answer.status_code}: {answer.text[:500]}")
     return answer

@@ -23,6 +23,8 @@ FINAL_CODES = frozenset(
 
 EMAIL_LENGTH_MAX = 255
 
+CREDITS_BELIEVED = 1_000_000
+
 
 def store_checkout(case: Case[Job]) -> None:
     case.set(stripe_checkout_session_id=case.facts["session_id"], checkout_url=case.facts["checkout_url"])
@@ -306,6 +308,7 @@ def _issue_link(case: Case[Job]) -> None:
 
 def _note_credits(case: Case[Job]) -> None:
     credits_used = case.facts.get("credits_used")
-    if credits_used is not None:
+    # What no image can cost is not worth failing a sale for: it stands in the event, and the estimate stays.
+    if credits_used is not None and credits_used <= CREDITS_BELIEVED:
         case.set(credits_used=credits_used)
         case.record(credits_used=str(credits_used))

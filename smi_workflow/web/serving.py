@@ -16,10 +16,9 @@ from typing import Any
 from flask import Flask, Response, g, request
 from peewee import Database, PeeweeException
 
-from smi_workflow.app import App
+from smi_workflow.app import App, open_process
 from smi_workflow.errors import SmiError
 from smi_workflow.integrations.broker import Doorbell, make_broker
-from smi_workflow.settings import load_settings
 from smi_workflow.web.problems import DATABASE_FAILED, answer_problems
 
 # gunicorn's own status for an application that cannot be loaded: it stops, and does not try for ever.
@@ -45,11 +44,8 @@ def open_or_exit(name: str) -> App:
     Args:
         name: of the process, for the message.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.Formatter.converter = time.gmtime
     try:
-        app = App(load_settings())
-        app.check_schema()
+        app = open_process()
         if app.settings.broker_url:
             # Made now, so that a URL that cannot be used shows before the first event has been taken in.
             app.ring_through(Doorbell(make_broker(app.settings.broker_url)))

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import peewee
 import pytest
 
-from tests.support.sales import Desk, open_desk
+from tests.support.desks import Desk, open_desk
 from workers import relay as relay_module
 from workers.relay import Relay, run
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.sales import Desk, Providers, Sales, open_desk, open_sales, running_providers
+from tests.support.desks import Desk, open_desk
+from tests.support.sales import Providers, Sales, open_sales, running_providers
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,8 @@ from smi_workflow.errors import (
 )
 from smi_workflow.jobs.manager import NewJob
 from tests.support.apps import picture
-from tests.support.sales import Desk, Sales, at_once
+from tests.support.desks import Desk, at_once
+from tests.support.sales import Sales
 
 JANE = "admin:jane"
 ORDER = {"image_url": "https://example.com/p.png", "resolution": "4x", "image_width": 20, "image_height": 10}

@@ -14,7 +14,7 @@ from smi_workflow.errors import GuardRefused, TransitionNotAllowed
 from smi_workflow.jobs.lifecycle import JOB
 from smi_workflow.jobs.model import Job
 from smi_workflow.jobs.refunds import REFUND
-from tests.support.sales import Desk
+from tests.support.desks import Desk
 
 STATES = ("awaiting_payment", "pending", "processing", "completed", "failed", "abandoned")
 SHORT = dict(zip(("wait", "pend", "proc", "done", "fail", "gone"), STATES, strict=True))

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from smi_workflow.engine.declaration import Case, Facts, UnitOfWork
 from smi_workflow.jobs.model import Job, Refund
-from tests.support.sales import job_columns, usual
+from tests.support.desks import job_columns, usual
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 POLICY = SimpleNamespace(

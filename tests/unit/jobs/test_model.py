@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from smi_workflow.jobs.model import Job, JobStatus, PaymentStatus, Resolution
-from tests.support.sales import job_columns
+from tests.support.desks import job_columns
 
 
 @pytest.mark.parametrize(("resolution", "factor", "size"), [("4x", 4, (80, 40)), ("8x", 8, (160, 80))])
