@@ -26,7 +26,7 @@ PAYMENT_DEADLINE = Effect("payment_deadline", "payments", failure="notice_failed
 EXPIRE_SESSION = Effect(
     "expire_session", "payments", survives=True, harmless="Stripe ends the session by itself at its deadline"
 )
-SUBMIT_UPSCALE = Effect("submit_upscale", "upscales", failure="fail", attempts=8)
+SUBMIT_UPSCALE = Effect("submit_upscale", "upscales", failure="fail", attempts=40)  # six hours of outage
 PENDING_DEADLINE = Effect("pending_deadline", "upscales", failure="fail")
 POLL_UPSCALE = Effect("poll_upscale", "upscales", harmless="the deadline asks once more", attempts=1000)
 UPSCALE_DEADLINE = Effect("upscale_deadline", "upscales", failure="fail", attempts=5)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from smi_workflow.jobs.lifecycle import SUBMIT_UPSCALE
 from tests.support.sales import Providers, Sales, open_sales
 
 SUBMIT = {"method": "POST", "path": "/api/v1/precise-upscale"}
@@ -94,8 +95,9 @@ def test_a_callback_that_waits_saves_the_second_submission(sales_everywhere: Sal
 
 def test_the_last_attempt_of_unknown_outcome_is_looked_up(sales: Sales) -> None:
     job = sales.sold()
-    break_upsampler(sales, SUBMIT, "status", times=7, status=503)
-    for _ in range(7):
+    all_but_one = SUBMIT_UPSCALE.attempts - 1
+    break_upsampler(sales, SUBMIT, "status", times=all_but_one, status=503)
+    for _ in range(all_but_one):
         sales.advance_to("submit_upscale")
         sales.work()
     break_upsampler(sales, SUBMIT, "reset_after")
