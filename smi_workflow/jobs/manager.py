@@ -5,6 +5,7 @@ Whatever changes a job fires a declared trigger: there is no side door past the 
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 from email_validator import EmailNotValidError, validate_email
 
 from smi_workflow.engine.fire import Engine, Option
-from smi_workflow.engine.tables import Transition
+from smi_workflow.engine.tables import EffectState, Transition
 from smi_workflow.engine.unit import Applied, Unit
 from smi_workflow.errors import InvalidInput, UnknownJob, UnknownSubject
 from smi_workflow.jobs.model import Job, JobStatus, PaymentStatus
@@ -24,6 +25,8 @@ from smi_workflow.settings import Settings
 ORDERABLE = ("created_at", "updated_at", "paid_at", "completed_at", "failed_at", "id")
 LIMIT_MAX = 1000
 CHECKOUT = "create_checkout"
+# A buyer waits this long, about ten seconds, for a checkout that another process is opening.
+CHECKOUT_LOOKS, CHECKOUT_LOOK_SECONDS = 100, 0.1
 
 
 class KeptImage(Protocol):
@@ -233,14 +236,19 @@ class JobManager:
         return self._open_checkout(job.job_id)
 
     def _open_checkout(self, job_id: str) -> Job:
-        job = self.get_job(job_id)
-        if job.checkout_url is None and job.status == JobStatus.AWAITING_PAYMENT:
-            effects = self._engine.tables.effects
-            owed = (effects.workflow == "job") & (effects.subject_id == job_id) & (effects.name == CHECKOUT)
+        """Run what opens the checkout here and now, or wait for whoever was quicker and is at it."""
+        effects = self._engine.tables.effects
+        owed = (effects.workflow == "job") & (effects.subject_id == job_id) & (effects.name == CHECKOUT)
+        for _ in range(CHECKOUT_LOOKS):
+            job = self.get_job(job_id)
+            if job.checkout_url is not None or job.status != JobStatus.AWAITING_PAYMENT:
+                return job
             for effect in effects.select(effects.id).where(owed):
                 self._perform(effect.id)
-            job = self.get_job(job_id)
-        return job
+            if not effects.select().where(owed & (effects.state == EffectState.CLAIMED)).exists():
+                break
+            time.sleep(CHECKOUT_LOOK_SECONDS)
+        return self.get_job(job_id)
 
     def explain(self, job_id: str) -> list[Option]:
         """What may happen to a job next, and which guard blocks what and why."""

@@ -156,6 +156,8 @@ def test_the_same_key_at_the_same_moment_makes_one_job(sales_everywhere: Sales) 
     order = {**ORDER, "image_url": f"{sales.site.url}/p.png"}
     made = at_once(sales.app, *[lambda: sales.app.jobs.create_job(order, idempotency_key="k1")] * 4)
     assert len({job.job_id for job in made}) == 1, made
+    # Who comes second waits for the one that opens the checkout, and is not sent away without.
+    assert {job.checkout_url for job in made} == {sales.ledger()["sessions"][0]["url"]}
     (job,) = sales.app.jobs.get_jobs()
     sales.work()
     assert sales.triggers(job.job_id) == ["create", "checkout_opened"]
