@@ -35,11 +35,11 @@ FETCH_DEADLINE = Effect("fetch_deadline", "upscales", failure="fail")
 SEND_LINK = Effect("send_download_link", "notices", failure="notice_failed", attempts=12)
 WARN_EXPIRY = Effect("warn_expiry", "notices", failure="notice_failed")
 EXPIRE_LINK = Effect("expire_download", "notices", harmless="downloads check the time themselves", attempts=1000)
-REMOVE_FILE = Effect("remove_file", "upscales", harmless="a sweep finds orphans", attempts=1000, survives=True)
+REMOVE_FILE = Effect("remove_file", "upscales", harmless="only space is lost", attempts=1000, survives=True)
 REFUND_DUE = Effect("refund_due", "payments", failure="notice_failed")
 SEND_FAILURE = Effect("send_failure_notice", "notices", failure="notice_failed", attempts=12)
 SEND_REFUND = Effect("send_refund_notice", "notices", failure="notice_failed", attempts=12, survives=True)
-PURGE = Effect("purge_job", "notices", harmless="it is due again with the next sweep of old jobs", attempts=1000)
+PURGE = Effect("purge_job", "notices", harmless="nothing was paid, so nothing is owed", attempts=1000)
 
 
 # -- the delays: settings, and what shortens or lengthens them -------------------------------------------------
