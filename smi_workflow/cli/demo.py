@@ -23,6 +23,7 @@ from typing import Any
 import requests
 import typer
 from PIL import Image, UnidentifiedImageError
+from rich.markup import escape
 
 from smi_workflow.app import App
 from smi_workflow.cli.screen import console, errors, print_json, speaking_plainly, state
@@ -217,7 +218,7 @@ def _line(item: Transition, seconds: float) -> str:
         if item.from_state == item.to_state
         else f"{state(item.from_state)} → {state(item.to_state)}"
     )
-    reason = f"  [dim]{item.reason}[/]" if item.reason else ""
+    reason = f"  [dim]{escape(item.reason)}[/]" if item.reason else ""
     return f"[dim]{seconds:7.2f} s[/]  [bold]{item.trigger:18}[/] {move}  [dim]by {item.actor}[/]{reason}"
 
 

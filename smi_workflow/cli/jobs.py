@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import typer
+from rich.markup import escape
 
 from smi_workflow.app import App
 from smi_workflow.cli.screen import Json, console, moment, opened, print_json, state, table
@@ -78,7 +79,7 @@ def show(job_id: str = typer.Argument(metavar="JOB", help="The job's id."), as_j
     for name in SHOWN[2:]:
         value = getattr(job, name)
         if value not in (None, ""):
-            console.print(f"  {name:28} {moment(value) if name.endswith('_at') else value}")
+            console.print(f"  {name:28} {moment(value) if name.endswith('_at') else escape(str(value))}")
     console.print()
     rows = [
         (
@@ -86,14 +87,15 @@ def show(job_id: str = typer.Argument(metavar="JOB", help="The job's id."), as_j
             moment(t.created_at),
             t.trigger,
             f"{state(t.from_state)} → {state(t.to_state)}",
-            t.actor,
-            t.reason,
+            escape(t.actor),
+            escape(t.reason),
         )
         for t in history
     ]
     console.print(table("History", ("#", "at (UTC)", "trigger", "from → to", "actor", "reason"), rows))
     owed = [
-        (e.name, e.state, f"{e.attempts}/{e.attempts_max}", moment(e.due_at), e.last_error or "") for e in effects
+        (e.name, e.state, f"{e.attempts}/{e.attempts_max}", moment(e.due_at), escape(e.last_error or ""))
+        for e in effects
     ]  # fmt: skip
     console.print(table("Effects", ("effect", "state", "attempts", "due (UTC)", "last error"), owed))
 
@@ -127,7 +129,7 @@ def explain(job_id: str = typer.Argument(metavar="JOB", help="The job's id."), a
         verdict = "[green]possible[/]" if option.allowed else "[red]blocked[/]"
         why = "; ".join(f"{guard}: {reason}" for guard, reason in option.blocked_by)
         needs = f"depends on {', '.join(option.needs)}" if option.needs and option.allowed else ""
-        rows.append((option.trigger, state(option.to or job.status), verdict, why or needs, option.by))
+        rows.append((option.trigger, state(option.to or job.status), verdict, escape(why) or needs, option.by))
     console.print(table(f"Job {job_id} is {job.status}", ("trigger", "to", "", "why", "by"), rows))
 
 

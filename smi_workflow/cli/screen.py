@@ -17,6 +17,7 @@ from typing import Any
 import peewee
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from smi_workflow.app import App, open_app
@@ -50,11 +51,14 @@ def speaking_plainly() -> Iterator[None]:
     try:
         yield
     except SmiError as error:
-        errors.print(f"[red]smi:[/] {error}", markup=True, soft_wrap=True)
+        errors.print(f"[red]smi:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(_exit_code(error)) from None
     except peewee.PeeweeException as error:
-        errors.print(f"[red]smi:[/] the database cannot be used: {error}", soft_wrap=True)
+        errors.print(f"[red]smi:[/] the database cannot be used: {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(UNAVAILABLE) from None
+    except OSError as error:
+        errors.print(f"[red]smi:[/] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(FAILED) from None
 
 
 @contextmanager
@@ -66,7 +70,11 @@ def opened() -> Iterator[App]:
 
 def me() -> str:
     """The actor written in the history for whoever runs this command."""
-    return f"admin:{os.environ.get('SUDO_USER') or getpass.getuser()}"
+    try:
+        return f"admin:{os.environ.get('SUDO_USER') or getpass.getuser()}"
+    except (KeyError, OSError):
+        # A container's user may have no name.
+        return f"admin:uid-{os.getuid()}"
 
 
 def state(name: str) -> str:

@@ -11,7 +11,7 @@ from smi_workflow.jobs.model import Job
 from smi_workflow.jobs.pricing import from_cents
 from smi_workflow.jobs.tokens import token_that_opens
 
-NO_ADDRESS_RETRY = timedelta(minutes=5)
+NO_ADDRESS_RETRY, NO_ADDRESS_PATIENCE = timedelta(minutes=5), timedelta(days=3)
 
 # What a buyer is told. Anything else is our own business, and in the history.
 BUYER_REASONS = {
@@ -20,6 +20,7 @@ BUYER_REASONS = {
     "wrong_dimensions": "The result did not have the size you ordered.",
     "refunded": "The order was cancelled and refunded.",
     "delayed_payment_timeout": "Your payment did not arrive.",
+    "delayed_payment_failed": "Your payment did not arrive.",
 }
 BUYER_REASON_ELSE = "Something went wrong on our side."
 
@@ -64,8 +65,9 @@ def send_failure_notice(world: World, attempt: Attempt) -> Outcome:
         return _without_address(attempt)
     context = {
         "job_id": job.job_id, "reason": BUYER_REASONS.get(job.failure_code or "", BUYER_REASON_ELSE),
-        "charged": job.paid_cents > 0,
-        "amount": from_cents(job.paid_cents, job.currency), "currency": job.currency,
+        # What is still to be given back: a chargeback or an earlier refund may have taken some of it.
+        "charged": job.refundable_cents + job.refunding_cents > 0,
+        "amount": from_cents(job.refundable_cents + job.refunding_cents, job.currency), "currency": job.currency,
     }  # fmt: skip
     world.send(attempt, "job_failed", job.email, context)
     return Done(note="sent")
@@ -77,8 +79,8 @@ def send_refund_notice(world: World, attempt: Attempt) -> Outcome:
     if not job.email:
         return _without_address(attempt)
     context = {
-        "job_id": job.job_id, "amount": from_cents(attempt.inputs["amount_cents"], job.currency),
-        "currency": job.currency,
+        "job_id": job.job_id, "currency": attempt.inputs["currency"],
+        "amount": from_cents(attempt.inputs["amount_cents"], attempt.inputs["currency"]),
     }  # fmt: skip
     world.send(attempt, "refund_sent", job.email, context)
     return Done(note="sent")
@@ -120,7 +122,9 @@ def download_url(world: World, job: Job) -> str:
 
 
 def _without_address(attempt: Attempt) -> Outcome:
-    """It waits, visibly; the admin is told once."""
+    """It waits, visibly, for three days; the admin is told once."""
     first = attempt.waits == 0
     note = "no e-mail address is known yet"
+    if attempt.row.purged_at is not None or attempt.clock.now() - attempt.owed_at > NO_ADDRESS_PATIENCE:
+        return Done(note="no e-mail address was ever known")
     return Again(NO_ADDRESS_RETRY, note, trigger="notice_failed" if first else None, reason=note)

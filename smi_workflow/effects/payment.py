@@ -7,13 +7,14 @@ from typing import Any
 
 from smi_workflow.effects.world import World
 from smi_workflow.engine.perform import Again, Attempt, Done, Outcome
-from smi_workflow.errors import ServiceRefused
+from smi_workflow.errors import ServiceRefused, ServiceUnavailable
 from smi_workflow.integrations.stripe_api import KEY_HORIZON
 from smi_workflow.integrations.stripe_objects import CheckoutSession, StripeRefund
 from smi_workflow.jobs.model import Job, Payment
 from smi_workflow.settings import PAYMENT_TIMEOUT_HOURS_MAX, STRIPE_EXPIRY_MARGIN_SECONDS
 
 MARGIN = timedelta(seconds=STRIPE_EXPIRY_MARGIN_SECONDS)
+ASK_AGAIN = timedelta(hours=1)
 LOOK_AGAIN = timedelta(minutes=5)
 
 
@@ -50,9 +51,14 @@ def payment_deadline(world: World, attempt: Attempt) -> Outcome:
     session_id = attempt.row.stripe_checkout_session_id
     if session_id is None:
         return Done("abandon", {"session_status": "never_created"}, reason="no checkout was ever opened")
-    session = world.stripe.retrieve_checkout_session(session_id)
-    if session.status == "open":
-        session = world.stripe.expire_checkout_session(session_id, key=attempt.id)
+    try:
+        session = world.stripe.retrieve_checkout_session(session_id)
+        if session.status == "open":
+            session = world.stripe.expire_checkout_session(session_id, key=attempt.id)
+    except ServiceRefused as refusal:
+        # A wrong key, another account: the job's only deadline must outlive it. The admin is told once.
+        first = attempt.waits == 0
+        return Again(ASK_AGAIN, str(refusal), trigger="notice_failed" if first else None, reason=str(refusal))
     if session.status == "expired":
         return Done("abandon", {"session_status": "expired"}, reason="nobody paid in time")
     if session.payment_status == "paid":
@@ -75,9 +81,9 @@ def refund_due(world: World, attempt: Attempt) -> Outcome:
 
 
 def submit_refund(world: World, attempt: Attempt) -> Outcome:
-    """Send the money back. Past the horizon of Stripe's keys, look first whether it went already."""
+    """Send the money back. After a doubtful attempt, and past the horizon of Stripe's keys, look first."""
     refund = attempt.row
-    if not attempt.key_is_fresh(KEY_HORIZON):
+    if attempt.doubts or not attempt.key_is_fresh(KEY_HORIZON):
         found = find_refund(world, attempt)
         if found is not None:
             return found
@@ -90,6 +96,9 @@ def submit_refund(world: World, attempt: Attempt) -> Outcome:
             key=attempt.id,
         )
     except ServiceRefused as refusal:
+        if refusal.status in (401, 403):
+            # Our key is wrong, not the refund: it waits until the key is mended.
+            raise ServiceUnavailable("stripe", str(refusal), code=refusal.code, status=refusal.status) from refusal
         # "Already refunded" may be our own earlier attempt, whose answer was lost.
         found = find_refund(world, attempt) if refusal.code == "charge_already_refunded" else None
         if found is None:

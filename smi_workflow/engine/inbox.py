@@ -253,6 +253,8 @@ class Inbox:
 
     def _settle(self, unit: Unit, row: EventRow, state: EventState, reason: str) -> None:
         self._move(row, {"state": state, "reason": reason, "settled_at": unit.now})
+        if state == EventState.NEEDS_PERSON:
+            log.error("event %s (%s of %s) needs a person: %s", row.id, row.kind, row.provider, reason)
         if row.state == EventState.PARKED:
             _count(unit, row.workflow, row.subject_id, -1)
 

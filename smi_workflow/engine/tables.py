@@ -17,7 +17,7 @@ ID_LENGTH = 64
 
 
 class EffectState(StrEnum):
-    """Where an effect stands. The last five are settled: nothing runs it again but an operator."""
+    """Where an effect stands. The last four are settled: nothing runs it again but an operator."""
 
     DUE = "due"
     CLAIMED = "claimed"

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from smi_workflow.engine.declaration import Case
-from smi_workflow.jobs.model import Job, Payment, PaymentRole, PaymentStatus, Refund, RefundState
+from smi_workflow.jobs.model import Job, JobStatus, Payment, PaymentRole, PaymentStatus, Refund, RefundState
 from smi_workflow.jobs.pricing import from_cents
 from smi_workflow.jobs.tokens import download_token, token_hash
 
@@ -213,7 +213,9 @@ def note_dispute_and_fail(case: Case[Job]) -> None:
 
 
 def override_state(case: Case[Job]) -> None:
-    case.set(overridden=True)
+    # Only where goods may follow: elsewhere the guards against goods and money both must stay.
+    if case.facts["target"] in (JobStatus.PENDING, JobStatus.PROCESSING, JobStatus.COMPLETED):
+        case.set(overridden=True)
     case.record(target=case.facts["target"], effects=bool(case.facts.get("effects")))
 
 
@@ -245,7 +247,10 @@ def lose_settled_refund(case: Case[Refund]) -> None:
 
 def _tell_job(case: Case[Refund], trigger: str, facts: dict[str, Any]) -> None:
     refund = case.row
-    told = {**facts, "refund_id": refund.refund_id, "amount_cents": refund.cents, "role": refund.role}
+    told = {
+        **facts, "refund_id": refund.refund_id, "amount_cents": refund.cents, "currency": refund.currency,
+        "role": refund.role,
+    }  # fmt: skip
     case.unit.fire("job", refund.job_id, trigger, actor=case.actor, reason=case.reason, facts=told)
 
 

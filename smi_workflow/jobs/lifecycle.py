@@ -32,13 +32,13 @@ POLL_UPSCALE = Effect("poll_upscale", "upscales", harmless="the deadline asks on
 UPSCALE_DEADLINE = Effect("upscale_deadline", "upscales", failure="fail", attempts=5)
 FETCH_RESULT = Effect("fetch_result", "upscales", failure="fail")
 FETCH_DEADLINE = Effect("fetch_deadline", "upscales", failure="fail")
-SEND_LINK = Effect("send_download_link", "notices", failure="notice_failed", attempts=12)
+SEND_LINK = Effect("send_download_link", "notices", failure="notice_failed", attempts=150)
 WARN_EXPIRY = Effect("warn_expiry", "notices", failure="notice_failed")
 EXPIRE_LINK = Effect("expire_download", "notices", harmless="downloads check the time themselves", attempts=1000)
 REMOVE_FILE = Effect("remove_file", "upscales", harmless="only space is lost", attempts=1000, survives=True)
-REFUND_DUE = Effect("refund_due", "payments", failure="notice_failed")
-SEND_FAILURE = Effect("send_failure_notice", "notices", failure="notice_failed", attempts=12)
-SEND_REFUND = Effect("send_refund_notice", "notices", failure="notice_failed", attempts=12, survives=True)
+REFUND_DUE = Effect("refund_due", "payments", failure="notice_failed", attempts=1000)
+SEND_FAILURE = Effect("send_failure_notice", "notices", failure="notice_failed", attempts=150)
+SEND_REFUND = Effect("send_refund_notice", "notices", failure="notice_failed", attempts=150, survives=True)
 PURGE = Effect("purge_job", "notices", harmless="nothing was paid, so nothing is owed", attempts=1000)
 
 
@@ -121,7 +121,7 @@ def removed_file(case: Case[Job]) -> dict[str, object]:
 
 
 def refunded_amount(case: Case[Job]) -> dict[str, object]:
-    return {"amount_cents": case.facts["amount_cents"]}
+    return {"amount_cents": case.facts["amount_cents"], "currency": case.facts.get("currency", case.row.currency)}
 
 
 def to(target: JobStatus) -> Any:
@@ -165,9 +165,9 @@ STATES = (
 
 # -- the moves: trigger, from, to, guards, change, effects, who causes it --------------------------------------
 
-_unpaid = (AWAITING, ABANDONED)
-_working = (PENDING, PROCESSING)
+_unpaid, _working = (AWAITING, ABANDONED), (PENDING, PROCESSING)
 _tell = TELL_ADMIN.now(what_happened)
+_back = REFUND_DUE.later(until_refund, when=lambda case: case.state == FAILED and money_is_held(case))
 _expire = EXPIRE_SESSION.now(when=checkout_may_be_open)
 
 MOVES = (
@@ -222,15 +222,15 @@ MOVES = (
     Move("refund", ANYWHERE, STAYS, (guards.is_paid_for, guards.refund_is_possible),
          change=changes.request_refund, by="admin, timer"),
     Move("refund_settled", _working, FAILED, (guards.refund_was_under_way,), when=settled_refund_is_full,
-         change=changes.settle_refund_and_fail, owes=(SEND_REFUND.now(refunded_amount),), by="Stripe"),
+         change=changes.settle_refund_and_fail, owes=(SEND_REFUND.now(refunded_amount),), by="Stripe",
+         hook="smi_job_failed"),
     Move("refund_settled", ANYWHERE, STAYS, (guards.refund_was_under_way,), change=changes.settle_refund,
          owes=(SEND_REFUND.now(refunded_amount),), by="Stripe"),
     Move("refund_failed", ANYWHERE, STAYS, (), change=changes.release_refund, owes=(_tell,), by="refund"),
     Move("dispute_opened", _working, FAILED, (), when=funds_are_withdrawn, change=changes.note_dispute_and_fail,
          by="Stripe", hook="smi_job_failed"),
     Move("dispute_opened", ANYWHERE, STAYS, (), change=changes.note_dispute, owes=(_tell,), by="Stripe"),
-    Move("dispute_closed", ANYWHERE, STAYS, (), change=changes.note_dispute, owes=(_tell,), by="Stripe"),
-    # Edge cases: one move per target
+    Move("dispute_closed", ANYWHERE, STAYS, (), change=changes.note_dispute, owes=(_tell, _back), by="Stripe"),
     *(Move("override", ANYWHERE, target, (guards.reason_is_given, guards.target_is_sound), when=to(target),
            change=changes.override_state, owes=(_expire,), quiet=only_deadlines, by="admin")
       for target in JobStatus),

@@ -15,7 +15,7 @@ from smi_workflow.jobs.telling import TELL_ADMIN, what_happened
 
 REQUESTED, SUBMITTED, SUCCEEDED, FAILED = RefundState
 
-SUBMIT_REFUND = Effect("submit_refund", queue="payments", failure="fail", attempts=12, retry_seconds_max=3600)
+SUBMIT_REFUND = Effect("submit_refund", queue="payments", failure="fail", attempts=84, retry_seconds_max=3600)
 CHECK_REFUND = Effect("check_refund", queue="payments", harmless="Stripe's webhook tells as well", attempts=1000)
 REFUND_OVERDUE = Effect("refund_overdue", queue="payments", harmless="its history shows the wait", attempts=10)
 

@@ -7,7 +7,7 @@ from typing import Any
 from smi_workflow.engine.declaration import Case, Effect
 
 TELL_ADMIN = Effect(
-    "tell_admin", queue="notices", harmless="the same stands in the history", survives=True, attempts=10
+    "tell_admin", queue="notices", harmless="the same stands in the history", survives=True, attempts=150
 )
 
 

@@ -97,6 +97,7 @@ def test_fire_takes_facts_and_an_expected_state(smi: Smi, app: App, job_id: str)
     [
         (("jobs", "show", "nobody"), 3, "there is no job nobody"),
         (("jobs", "explain", "nobody"), 3, "there is no job nobody"),
+        (("jobs", "show", "[/x]"), 3, "there is no job [/x]"),
         (("fire", "nobody", "retry"), 3, "there is no job nobody"),
         (("jobs", "list", "--status", "sold"), 2, "status: there is no sold"),
         (("jobs", "list", "--limit", "0"), 2, "limit: must be 1 to 1000"),
@@ -110,6 +111,13 @@ def test_what_cannot_be_done_is_said(smi: Smi, arguments: tuple[str, ...], code:
     done = smi(*arguments)
     assert done.exit_code == code
     assert told in " ".join((done.stderr + done.stdout).split())
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(smi: Smi, job_id: str) -> None:
+    assert smi("fire", job_id, "resend", "--reason", "said [/bold] and [red]").exit_code == 0
+    shown = smi("jobs", "show", job_id)
+    assert shown.exit_code == 0
+    assert "said [/bold] and [red]" in shown.stdout
 
 
 def test_refusals_name_the_guard(smi: Smi, job_id: str) -> None:
