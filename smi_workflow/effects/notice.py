@@ -97,7 +97,7 @@ def tell_admin(world: World, attempt: Attempt) -> Outcome:
         "reason": told["reason"] or "No reason was given.",
         "job_id": job_id,
         "details": {"State": told["state"], "Caused by": told["actor"], "Subject": attempt.subject_id},
-        "admin_url": f"{world.settings.public_url}/admin/",
+        "admin_url": None,
     }
     world.send(attempt, "admin_notice", world.settings.admin_email, context)
     return Done(note="sent")
