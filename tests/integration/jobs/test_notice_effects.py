@@ -84,6 +84,23 @@ def test_an_address_that_bounces_is_told_and_the_job_stays(sales_everywhere: Sal
     assert sales.job(job.job_id).email_sent
 
 
+def test_a_mail_that_never_finds_an_address_ends(sales: Sales) -> None:
+    job = sales.completed()
+    table = sales.app.job_tables.jobs
+    table.update(email=None).where(table.job_id == job.job_id).execute()
+    sales.app.jobs.fire(job.job_id, "resend", actor="admin:jane", reason="asked")
+    sales.work()
+    effects = sales.app.tables.effects
+    query = effects.select().where(effects.name == "send_download_link").order_by(effects.sequence.desc())
+    owed = query.first()
+    assert owed is not None
+    assert owed.state == "due"
+    sales.advance(days=3, minutes=6)
+    sales.app.performer.perform(owed.id)
+    ended = effects.get_by_id(owed.id)
+    assert (ended.state, "ever known" in str(ended.outcome)) == ("done", True)
+
+
 def test_a_mail_without_an_address_waits_visibly_and_goes_once(sales: Sales) -> None:
     job = stored(sales)
     table = sales.app.job_tables.jobs

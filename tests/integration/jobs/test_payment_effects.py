@@ -310,6 +310,19 @@ def test_an_error_that_stripe_remembers_is_not_taken_for_a_refund(sales: Sales) 
     sales.balances(job.job_id)
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refund_waits_until_our_key_is_mended(sales: Sales, status: int) -> None:
+    """A wrong key says nothing about the refund: the money is still owed, and goes back once the key is right."""
+    job = refunding(sales)
+    break_stripe(sales, REFUNDS, "status", status=status, remember=False)
+    sales.work()
+    assert [row.state for row in sales.refunds(job.job_id)] == ["requested"]
+    sales.advance_to("submit_refund")
+    sales.work()
+    assert [row.state for row in sales.refunds(job.job_id)] == ["succeeded"]
+    sales.balances(job.job_id)
+
+
 def test_a_worker_that_dies_after_the_refund_leaves_one(sales_everywhere: Sales) -> None:
     sales = sales_everywhere
     job = refunding(sales)
