@@ -20,7 +20,7 @@ from peewee import Database
 
 from smi_workflow.effects.registry import handlers
 from smi_workflow.effects.upscale import url_refusal
-from smi_workflow.effects.world import World
+from smi_workflow.effects.world import Outside, World
 from smi_workflow.engine.clock import Chance, Clock, SystemChance, SystemClock
 from smi_workflow.engine.database import open_database
 from smi_workflow.engine.fire import Engine, Ring
@@ -64,6 +64,7 @@ class App:
         ring: Ring | None = None,
         clock: Clock | None = None,
         chance: Chance | None = None,
+        outside: Outside | None = None,
     ) -> None:
         self.settings = settings
         self.clock = clock or SystemClock()
@@ -83,23 +84,10 @@ class App:
             policy=settings,
         )
         self.engine.listeners.append(_announce)
-        self.storage = FileStorage(settings.storage_url)
-        self.stripe = StripeApi(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base)
-        self.world = World(
-            settings=settings,
-            engine=self.engine,
-            clock=self.clock,
-            stripe=self.stripe,
-            upsampler=UpsamplerClient(
-                settings.upsampler_api_key.get_secret_value(),
-                settings.upsampler_api_base,
-                image_type=settings.upsampler_image_type,
-                extra_inputs=settings.upsampler_extra_inputs,
-            ),
-            storage=self.storage,
-            letters=LetterWriter(),
-            mailer=Mailer(settings.smtp_url.get_secret_value(), settings.mail_from),
-        )
+        self.outside = outside or reach_outside(settings)
+        self.storage = self.outside.storage
+        self.stripe = self.outside.stripe
+        self.world = World(settings=settings, engine=self.engine, clock=self.clock, outside=self.outside)
         self.performer = Performer(self.engine, handlers(self.world), LeaseKeeper(self.engine))
         self.inbox = Inbox(self.engine, translators(self.engine, lambda url: url_refusal(self.world, url)))
         self.jobs = JobManager(self.engine, settings, self._keep_source, self.performer.perform)
@@ -138,10 +126,31 @@ class App:
         return self.storage.store_image(
             # A name of its own each time: two requests with one key must not replace each other's image.
             f"sources/{job_id[:2]}/{job_id}/{self.engine.chance.new_id()}",
-            lambda file: fetch(url, file, self.world.source_policy(), service="source"),
+            lambda file: self.outside.fetch(url, file, self.world.source_policy(), service="source"),
             limits=limits,
             expected_size=size,
         )
+
+
+def reach_outside(settings: Settings) -> Outside:
+    """The real clients, as the settings name them.
+
+    Raises:
+        ConfigError: a key or an address that cannot be used.
+    """
+    return Outside(
+        stripe=StripeApi(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base),
+        upsampler=UpsamplerClient(
+            settings.upsampler_api_key.get_secret_value(),
+            settings.upsampler_api_base,
+            image_type=settings.upsampler_image_type,
+            extra_inputs=settings.upsampler_extra_inputs,
+        ),
+        storage=FileStorage(settings.storage_url),
+        letters=LetterWriter(),
+        mailer=Mailer(settings.smtp_url.get_secret_value(), settings.mail_from),
+        fetch=fetch,
+    )
 
 
 @contextmanager

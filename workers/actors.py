@@ -16,6 +16,7 @@ import peewee
 from dramatiq import Broker, Middleware
 
 from smi_workflow.app import App, open_process
+from smi_workflow.engine.points import Point, reach
 from smi_workflow.engine.unit import EVENT_ACTOR, EVENT_QUEUE
 from smi_workflow.errors import SmiError
 from smi_workflow.integrations.broker import Doorbell, make_broker
@@ -49,6 +50,7 @@ def declare(app: App, broker: Broker) -> None:
 
 def _guarded(app: App, work: Callable[[str], object]) -> Callable[[str], None]:
     def perform(message_id: str) -> None:
+        reach(Point.MESSAGE_TAKEN)
         try:
             work(message_id)
         except (peewee.PeeweeException, SmiError) as trouble:
@@ -56,6 +58,7 @@ def _guarded(app: App, work: Callable[[str], object]) -> Callable[[str], None]:
             log.error("%s could not be handled now: %s", message_id, trouble)
             with suppress(peewee.PeeweeException):
                 app.database.close()
+        reach(Point.MESSAGE_HANDLED)
 
     return perform
 

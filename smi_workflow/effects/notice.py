@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from smi_workflow.effects.world import World
-from smi_workflow.engine.perform import Again, Attempt, Done, Outcome
+from smi_workflow.engine.attempt import Again, Attempt, Done, Outcome
 from smi_workflow.errors import ServiceRefused
 from smi_workflow.jobs.model import Job
 from smi_workflow.jobs.pricing import from_cents

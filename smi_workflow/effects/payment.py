@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from smi_workflow.effects.world import World
-from smi_workflow.engine.perform import Again, Attempt, Done, Outcome
+from smi_workflow.engine.attempt import Again, Attempt, Done, Outcome
 from smi_workflow.errors import ServiceRefused, ServiceUnavailable
 from smi_workflow.integrations.stripe_api import KEY_HORIZON
 from smi_workflow.integrations.stripe_objects import CheckoutSession, StripeRefund

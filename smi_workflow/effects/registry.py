@@ -7,7 +7,7 @@ from functools import partial
 
 from smi_workflow.effects import notice, payment, upscale
 from smi_workflow.effects.world import World
-from smi_workflow.engine.perform import Attempt, Handler, Outcome
+from smi_workflow.engine.attempt import Attempt, Handler, Outcome
 
 Run = Callable[[World, Attempt], Outcome]
 Lookup = Callable[[World, Attempt], Outcome | None]

@@ -11,10 +11,10 @@ from datetime import timedelta
 from typing import Literal
 
 from smi_workflow.effects.world import World
-from smi_workflow.engine.perform import Again, Attempt, Done, Outcome
+from smi_workflow.engine.attempt import Again, Attempt, Done, Outcome
 from smi_workflow.engine.tables import EventState
 from smi_workflow.errors import ServiceRefused
-from smi_workflow.integrations.fetching import check_url, fetch
+from smi_workflow.integrations.fetching import check_url
 from smi_workflow.integrations.storage import StoredImage
 from smi_workflow.integrations.upsampler_api import Upscale, UpscaleStatus
 
@@ -89,7 +89,7 @@ def fetch_result(world: World, attempt: Attempt) -> Outcome:
         return found
     stored = world.storage.store_image(
         _result_name(attempt),
-        lambda file: fetch(attempt.inputs["url"], file, world.result_policy(), service="result"),
+        lambda file: world.outside.fetch(attempt.inputs["url"], file, world.result_policy(), service="result"),
         limits=world.result_limits(),
         expected_size=attempt.row.expected_size,
     )

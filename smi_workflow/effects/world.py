@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
+from smi_workflow.engine.attempt import Attempt
 from smi_workflow.engine.clock import Clock
 from smi_workflow.engine.fire import Engine
-from smi_workflow.engine.perform import Attempt
-from smi_workflow.integrations.fetching import FetchPolicy
+from smi_workflow.integrations.fetching import Fetched, FetchPolicy
 from smi_workflow.integrations.letters import LetterWriter, make_message_id
 from smi_workflow.integrations.mailer import Mailer
 from smi_workflow.integrations.storage import FileStorage, ImageLimits
@@ -25,18 +25,44 @@ from smi_workflow.settings import Settings
 SOURCE_LINK_LIFE = timedelta(hours=48)
 
 
-@dataclass(frozen=True, slots=True)
-class World:
-    """Everything outside the database that a handler may use."""
+class Fetch(Protocol):
+    """Downloads a URL under a policy; `fetching.fetch` does."""
 
-    settings: Settings
-    engine: Engine
-    clock: Clock
+    def __call__(self, url: str, into: BinaryIO, policy: FetchPolicy, *, service: str) -> Fetched: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """The clients of everything beyond this process and its database."""
+
     stripe: StripeApi
     upsampler: UpsamplerClient
     storage: FileStorage
     letters: LetterWriter
     mailer: Mailer
+    fetch: Fetch
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything that a handler may use."""
+
+    settings: Settings
+    engine: Engine
+    clock: Clock
+    outside: Outside
+
+    @property
+    def stripe(self) -> StripeApi:
+        return self.outside.stripe
+
+    @property
+    def upsampler(self) -> UpsamplerClient:
+        return self.outside.upsampler
+
+    @property
+    def storage(self) -> FileStorage:
+        return self.outside.storage
 
     def source_policy(self) -> FetchPolicy:
         """How a stranger's image may be fetched."""
@@ -75,4 +101,5 @@ class World:
     def send(self, attempt: Attempt, template: str, to: str, context: Mapping[str, Any]) -> None:
         """Write and send one mail; its Message-ID stays the same however often it is sent."""
         message_id = make_message_id(attempt.id, self.settings.mail_from)
-        self.mailer.send(self.letters.write(template, to, context, message_id=message_id))
+        letter = self.outside.letters.write(template, to, context, message_id=message_id)
+        self.outside.mailer.send(letter)

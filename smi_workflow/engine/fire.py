@@ -20,6 +20,7 @@ from smi_workflow.engine.clock import Chance, Clock
 from smi_workflow.engine.database import transaction
 from smi_workflow.engine.declaration import Case, Facts, MissingFact, Move
 from smi_workflow.engine.outbox import Outbox
+from smi_workflow.engine.points import Point, reach
 from smi_workflow.engine.registry import Registry
 from smi_workflow.engine.tables import Tables, Transition
 from smi_workflow.engine.unit import Applied, Bell, Unit, to_json
@@ -109,6 +110,7 @@ class Engine:
             try:
                 with transaction(self.database):
                     result = work(unit)
+                    reach(Point.WORK_DONE)
                     if dry:
                         raise _RolledBack
             except _RolledBack:
@@ -118,6 +120,7 @@ class Engine:
                     raise
                 log.info("conflict, trying again (%d of %d)", attempt, CONFLICT_ATTEMPTS)
                 continue
+            reach(Point.COMMITTED)
             self._after_commit(unit)
             return result
         raise AssertionError("unreachable")
@@ -208,6 +211,7 @@ class Engine:
     def _after_commit(self, unit: Unit) -> None:
         for bell in unit.bells:
             self.ring(bell)
+            reach(Point.BELL_RUNG)
         for applied in unit.applied:
             for listener in self.listeners:
                 try:

@@ -20,6 +20,7 @@ import peewee
 from smi_workflow.engine.database import Slot, read_stamp, readable, stamp
 from smi_workflow.engine.fire import Engine
 from smi_workflow.engine.outbox import GRACE
+from smi_workflow.engine.points import Point, reach
 from smi_workflow.engine.tables import EventRow, EventState
 from smi_workflow.engine.unit import EVENT_ACTOR, EVENT_QUEUE, Bell, Unit
 from smi_workflow.errors import (
@@ -137,6 +138,7 @@ class Inbox:
             return None
         if row.state not in (EventState.RECEIVED, EventState.PARKED):
             return EventState(row.state)
+        reach(Point.EVENT_READ)
         try:
             return self._apply_or_park(row)
         except _Settled:
@@ -253,6 +255,7 @@ class Inbox:
 
     def _settle(self, unit: Unit, row: EventRow, state: EventState, reason: str) -> None:
         self._move(row, {"state": state, "reason": reason, "settled_at": unit.now})
+        reach(Point.EVENT_SETTLED)
         if state == EventState.NEEDS_PERSON:
             log.error("event %s (%s of %s) needs a person: %s", row.id, row.kind, row.provider, reason)
         if row.state == EventState.PARKED:

@@ -25,10 +25,14 @@ class LeaseKeeper:
 
     Args:
         longest: a handler that runs longer is taken for stuck: its lease is left to lapse.
+        by_itself: renew from a thread; without it whoever made the keeper calls `renew_all`.
     """
 
-    def __init__(self, engine: Engine, longest: timedelta = timedelta(minutes=15)) -> None:
+    def __init__(
+        self, engine: Engine, longest: timedelta = timedelta(minutes=15), *, by_itself: bool = True
+    ) -> None:
         self._engine = engine
+        self._by_itself = by_itself
         self._longest = longest
         self._held: dict[Lease, datetime] = {}
         self._changed = threading.Condition()
@@ -39,7 +43,7 @@ class LeaseKeeper:
         """Renew this lease for as long as the block runs."""
         with self._changed:
             self._held[lease] = self._engine.clock.now()
-            if self._thread is None:
+            if self._by_itself and self._thread is None:
                 self._thread = threading.Thread(target=self._renew_for_ever, name="leases", daemon=True)
                 self._thread.start()
             self._changed.notify()

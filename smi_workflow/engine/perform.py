@@ -10,18 +10,20 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 import peewee
 
+from smi_workflow.engine.attempt import Again, Attempt, Done, Handler, Outcome
 from smi_workflow.engine.clock import Clock
 from smi_workflow.engine.declaration import Effect
 from smi_workflow.engine.fire import Engine
 from smi_workflow.engine.leases import LeaseKeeper
 from smi_workflow.engine.outbox import Lease
+from smi_workflow.engine.points import Point, reach
 from smi_workflow.engine.tables import EffectRow, EffectState
 from smi_workflow.engine.unit import Unit, to_json
 from smi_workflow.errors import (
@@ -42,77 +44,6 @@ UNKNOWN_EFFECT_RETRY = timedelta(seconds=30)
 RETRY_AFTER_MAX_SECONDS = 86_400.0
 # Passes by itself: nothing was written, the lease lapses, and the next claim does it all again.
 _PASSING = (StaleLease, TransitionConflict, peewee.OperationalError, peewee.InterfaceError)
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """What a handler is given: the effect, its frozen inputs, and the subject as it was when claimed.
-
-    Attributes:
-        id: the effect's id; the idempotency key of every call it makes.
-        number: 1 for the first attempt.
-        doubts: earlier attempts that nobody knows the outcome of (a crash, a time-out).
-        first_attempt_at: when its key was first used.
-    """
-
-    id: str
-    name: str
-    workflow: str
-    subject_id: str
-    row: Any
-    inputs: Mapping[str, Any]
-    number: int
-    doubts: int
-    waits: int
-    owed_at: datetime
-    first_attempt_at: datetime
-    clock: Clock
-
-    def key_is_fresh(self, horizon: timedelta) -> bool:
-        """Whether the provider still honours this effect's key; past that, look up before acting again."""
-        return self.clock.now() - self.first_attempt_at < horizon
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """It worked; fire this trigger in the commit that settles it.
-
-    on_refusal: "fail" fires the effect's failure trigger when the trigger is refused; "skip" records the refusal.
-    """
-
-    trigger: str | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    actor: str = "system"
-    reason: str = ""
-    note: str = ""
-    on_refusal: Literal["fail", "skip"] = "fail"
-
-
-@dataclass(frozen=True, slots=True)
-class Again:
-    """Nothing went wrong, but it is not over: run it again later. Does not count as a failed attempt."""
-
-    after: timedelta
-    note: str = ""
-    trigger: str | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    reason: str = ""
-
-
-Outcome = Done | Again
-
-
-@dataclass(frozen=True, slots=True)
-class Handler:
-    """The code of one effect.
-
-    Attributes:
-        run: does it; raises ServiceUnavailable to be tried again, ServiceRefused to fail for good.
-        lookup: finds out what an attempt of unknown outcome really did; None when it did nothing.
-    """
-
-    run: Callable[[Attempt], Outcome]
-    lookup: Callable[[Attempt], Outcome | None] | None = None
 
 
 class Performed(StrEnum):
@@ -157,6 +88,7 @@ class Performer:
         if isinstance(claimed, Performed):
             return claimed
         row, attempt = claimed
+        reach(Point.CLAIMED)
         lease = Lease(effect_id, str(row.lease_token))
         try:
             return self._run(row, attempt, lease)
@@ -203,6 +135,7 @@ class Performer:
             with self._keeper.keeping(lease):
                 outcome = self._handlers[row.name].run(attempt)
                 assert outcome is not None, "its handler returned nothing"
+                reach(Point.HANDLED)
         except ServiceRefused as refusal:
             return self._after_refusal(row, attempt, lease, refusal)
         except ServiceUnavailable as trouble:
@@ -367,7 +300,9 @@ class Performer:
         kept: dict[str, object] = {"note": note} if note else {}
         if outcome is not None and outcome.trigger is not None:
             kept["trigger"] = outcome.trigger
-        return self._engine.outbox.settle(lease, state, now, outcome=to_json(kept), error=error)
+        settled = self._engine.outbox.settle(lease, state, now, outcome=to_json(kept), error=error)
+        reach(Point.EFFECT_SETTLED)
+        return settled
 
     def _alone(self, write: Callable[[Unit], bool], lease: Lease) -> Performed:
         def work(unit: Unit) -> Performed:

@@ -17,6 +17,7 @@ from peewee import Model
 from smi_workflow.engine.database import Slot, readable, stamp
 from smi_workflow.engine.declaration import Case, Facts, MissingFact
 from smi_workflow.engine.outbox import Outbox
+from smi_workflow.engine.points import Point, reach
 from smi_workflow.engine.registry import Registry
 from smi_workflow.engine.tables import EventState, Subject
 from smi_workflow.engine.workflow import Workflow
@@ -133,6 +134,7 @@ class Unit:
         stamps = {flow.touched_column: self.now} if flow.touched_column is not None else {}
         row = model(**{**stamps, **columns, flow.state_column: flow.initial, "version": 1, "visit": 1})
         row.save(force_insert=True)
+        reach(Point.ROW_WRITTEN)
         key = str(getattr(row, flow.key))
         self._rows[(workflow, key)] = row
         case = self._case(flow, row, flow.started_by, {}, actor, reason)
@@ -140,7 +142,9 @@ class Unit:
         self._write_history(
             flow, case, key, sequence=1, from_state="", to_state=flow.initial, idempotency_key=None
         )
+        reach(Point.HISTORY_WRITTEN)
         owed = self._owe(flow, case, key, visit=1, sequence=1)
+        reach(Point.EFFECTS_OWED)
         self._note(flow, case, key, 1, "", flow.initial, owed, flow.start_hook)
         return row
 
@@ -216,12 +220,16 @@ class Unit:
         if flow.touched_column is not None:
             case.set(**{flow.touched_column: self.now})
         self._update(flow, case, key, version)
+        reach(Point.ROW_WRITTEN)
         self._write_history(flow, case, key, sequence, from_state, case.state, idempotency_key)
+        reach(Point.HISTORY_WRITTEN)
         if moved and flow.sets_timers(from_state):
             self.outbox.cancel_timers(flow.name, key, old_visit, self.now)
         for effect in move.cancels:
             self.outbox.cancel(flow.name, key, old_visit, effect.name, self.now)
+        reach(Point.TIMERS_CANCELLED)
         owed = self._owe(flow, case, key, visit, sequence)
+        reach(Point.EFFECTS_OWED)
         if case.row.parked_events:
             self._wake_parked(flow.name, key)
         return self._note(flow, case, key, sequence, from_state, case.state, owed, move.hook)

@@ -15,6 +15,7 @@ from email.policy import SMTP
 from email.utils import format_datetime
 from urllib.parse import unquote, urlsplit
 
+from smi_workflow.engine.points import Point, reach
 from smi_workflow.errors import ConfigError, InvalidInput, ServiceError, ServiceRefused, ServiceUnavailable
 from smi_workflow.integrations.deadline import Deadline
 from smi_workflow.integrations.letters import (
@@ -110,11 +111,13 @@ class Mailer:
         with Deadline(self._timeout_seconds) as deadline:
             connection: smtplib.SMTP | None = None
             try:
+                reach(Point.CALL_READY)
                 connection = self._open(deadline)
                 _expect(connection.mail(self._sender.addr_spec), "sender_refused")
                 _expect(connection.rcpt(to), "recipient_refused")
                 under_way = True
                 _expect(connection.data(data), "message_refused")
+                reach(Point.CALL_ANSWERED)
             except smtplib.SMTPDataError as error:
                 raise _failure(error.smtp_code, error.smtp_error, "message_refused") from error
             except smtplib.SMTPResponseException as error:

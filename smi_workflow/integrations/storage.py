@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
+from smi_workflow.engine.points import Point, reach
 from smi_workflow.errors import ConfigError, InvalidInput, ServiceRefused, ServiceUnavailable
 from smi_workflow.integrations.images import CONTENT_TYPES, EXTENSIONS, ImageFacts, inspect_image
 
@@ -102,6 +103,7 @@ class FileStorage:
             write(cast(BinaryIO, _BoundedWriter(handle, limits.max_bytes)))
             with _disk_trouble():
                 os.fsync(handle)
+                reach(Point.FILE_WRITTEN)
                 with temporary.open("rb") as file:
                     facts = inspect_image(file, max_pixels=limits.max_pixels, expected_size=expected_size)
                     stored = _stored(f"{name_stem}.{EXTENSIONS[facts.format]}", facts, file)
@@ -112,6 +114,7 @@ class FileStorage:
                     if (other := self.path(f"{name_stem}.{extension}")) != target:
                         other.unlink(missing_ok=True)
                 _sync_folder(target.parent)
+            reach(Point.FILE_PLACED)
         return stored
 
     def describe(self, name: str) -> StoredImage | None:
@@ -166,6 +169,7 @@ class FileStorage:
             except _NO_SUCH_FILE:
                 return False
             _sync_folder(target.parent)
+        reach(Point.FILE_REMOVED)
         return True
 
     def sweep_incoming(self, older_than_seconds: float, now: float) -> int:

@@ -22,6 +22,7 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
+from smi_workflow.engine.points import Point, reach
 from smi_workflow.errors import ServiceError, ServiceRefused, ServiceUnavailable
 from smi_workflow.integrations.deadline import Deadline
 
@@ -124,9 +125,11 @@ class Transport(stripe.HTTPClient):
         try:
             with Deadline(self._seconds_left()) as deadline:
                 _deadline.set(deadline)
+                reach(Point.CALL_READY)
                 status, answer_headers, text = self._send(method, url, sent, post_data, deadline.seconds)
                 if deadline.expired:
                     raise TimeoutError("the call's total time is up")
+                reach(Point.CALL_ANSWERED)
         except (requests.RequestException, HTTPError, OSError) as error:
             raise ServiceUnavailable(
                 "stripe",

@@ -15,6 +15,7 @@ import requests
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
+from smi_workflow.engine.points import Point, reach
 from smi_workflow.errors import ConfigError, InvalidInput, ServiceError, ServiceRefused, ServiceUnavailable
 from smi_workflow.integrations.fetching import TRANSIENT_STATUSES, Call, retry_after_seconds
 
@@ -212,6 +213,7 @@ class UpsamplerClient:
             total_seconds=self._connect_timeout_seconds + self._read_timeout_seconds,
             connect_seconds=self._connect_timeout_seconds,
         )
+        reach(Point.CALL_READY)
         with call.running(), call.send(request) as response:
             content = bytearray()
             for chunk in call.body(response):
@@ -219,6 +221,7 @@ class UpsamplerClient:
                 if len(content) > ANSWER_BYTES_MAX:
                     content.clear()
                     break
+        reach(Point.CALL_ANSWERED)
         answer = _json_object(content)
         if not 200 <= response.status_code < 300:
             raise self._error(response.status_code, response.headers, answer)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from email_validator import EmailNotValidError, validate_email
 
 from smi_workflow.engine.fire import Engine, Option
+from smi_workflow.engine.points import Point, reach
 from smi_workflow.engine.tables import EffectState, Transition
 from smi_workflow.engine.unit import Applied, Unit
 from smi_workflow.errors import InvalidInput, UnknownJob, UnknownSubject
@@ -59,15 +60,22 @@ class JobManager:
     Args:
         keep_source: fetches a stranger's image, checks that it has the given size, and keeps it under a name.
         perform: runs one owed effect now, in this process, under the same lease as any worker would.
+        pause: waits for so many seconds.
     """
 
     def __init__(
-        self, engine: Engine, settings: Settings, keep_source: KeepSource, perform: Callable[[str], object]
+        self,
+        engine: Engine,
+        settings: Settings,
+        keep_source: KeepSource,
+        perform: Callable[[str], object],
+        pause: Callable[[float], object] = time.sleep,
     ) -> None:
         self._engine = engine
         self._settings = settings
         self._keep_source = keep_source
         self._perform = perform
+        self._pause = pause
         self._table = engine.bound(Job)
 
     def quote(self, image_width: int, image_height: int, resolution: str) -> Price:
@@ -105,6 +113,7 @@ class JobManager:
         if earlier is not None:
             return self._same_order(earlier, wanted)
         source = self._keep_source(job_id, wanted.image_url, (wanted.image_width, wanted.image_height))
+        reach(Point.SOURCE_KEPT)
         now = self._engine.clock.now()
         columns: dict[str, object] = {
             "job_id": job_id,
@@ -132,11 +141,14 @@ class JobManager:
             unit.bells = [bell for bell in unit.bells if bell.actor_name != CHECKOUT]
 
         self._engine.run(work)
+        reach(Point.ORDER_WRITTEN)
         job = self.get_job(job_id)
         if job.source_file != source.name:
             # A request with the same key was first; what was kept here belongs to no job.
             return self._same_order(job, wanted)
-        return self._open_checkout(job_id)
+        opened = self._open_checkout(job_id)
+        reach(Point.CHECKOUT_OPENED)
+        return opened
 
     def get_job(self, job_id: str) -> Job:
         """One job.
@@ -247,7 +259,7 @@ class JobManager:
                 self._perform(effect.id)
             if not effects.select().where(owed & (effects.state == EffectState.CLAIMED)).exists():
                 break
-            time.sleep(CHECKOUT_LOOK_SECONDS)
+            self._pause(CHECKOUT_LOOK_SECONDS)
         return self.get_job(job_id)
 
     def explain(self, job_id: str) -> list[Option]:

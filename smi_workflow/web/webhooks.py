@@ -14,6 +14,7 @@ from decimal import Decimal
 from flask import Blueprint, Response, jsonify, request
 
 from smi_workflow.app import App
+from smi_workflow.engine.points import Point, reach
 from smi_workflow.errors import InvalidInput
 from smi_workflow.intake import STRIPE, UPSAMPLER, reduce_stripe_event
 from smi_workflow.integrations.stripe_events import verify_event
@@ -43,6 +44,7 @@ def webhook_routes(app: App) -> Blueprint:
             raise InvalidInput("body", "has an id or a type that no event has")
         kept = reduce_stripe_event(event)
         app.inbox.receive(STRIPE, event["id"], event["type"], _payload(kept))
+        reach(Point.EVENT_KEPT)
         return jsonify(received=True)
 
     @routes.post("/upsampler/<effect_id>/<signature>")
@@ -58,6 +60,7 @@ def webhook_routes(app: App) -> Blueprint:
             "creditCost": _plain_number(upscale.credit_cost), "error": upscale.error,
         }  # fmt: skip
         app.inbox.receive(UPSAMPLER, _event_id(upscale), upscale.status, _payload(kept))
+        reach(Point.EVENT_KEPT)
         return jsonify(received=True)
 
     return routes

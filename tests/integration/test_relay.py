@@ -12,9 +12,10 @@ from unittest.mock import patch
 import peewee
 import pytest
 
+from smi_workflow.engine import relay as relay_module
+from smi_workflow.engine.relay import Relay
 from tests.support.desks import Desk, open_desk
-from workers import relay as relay_module
-from workers.relay import Relay, run
+from workers.relay import run
 
 AGAIN = timedelta(seconds=5)
 
@@ -29,7 +30,7 @@ def desk(database_url: str, tmp_path: Path) -> Iterator[Desk]:
 def quiet(desk: Desk) -> Relay:
     """A relay that has just started; what was rung by whoever fired is forgotten."""
     desk.rung.take()
-    return Relay(desk.app, AGAIN)
+    return Relay(desk.app.engine, desk.app.inbox, AGAIN)
 
 
 def rings(desk: Desk, relay: Relay) -> list[tuple[str, str]]:
@@ -66,7 +67,7 @@ def test_it_rings_again_only_after_a_while(desk: Desk) -> None:
     desk.clock.advance(seconds=4.9)
     assert rings(desk, relay) == []
     # Another relay, or this one started again, knows nothing of it: two rings do no harm.
-    assert len(rings(desk, Relay(desk.app, AGAIN))) == 1
+    assert len(rings(desk, Relay(desk.app.engine, desk.app.inbox, AGAIN))) == 1
 
 
 def test_a_timer_rings_when_its_time_has_come(desk: Desk) -> None:
@@ -215,9 +216,9 @@ def test_it_survives_a_database_that_is_away(desk: Desk, closing_fails: bool) ->
     with patch.object(relay, "sweep", sweep), patch.object(stop, "wait", pauses.append):
         if closing_fails:
             with patch.object(desk.app.database, "close", close):
-                run(relay, stop, 0.5)
+                run(relay, desk.app.database, stop, 0.5)
         else:
-            run(relay, stop, 0.5)
+            run(relay, desk.app.database, stop, 0.5)
     assert desk.rung.names() == ["create_checkout"]
     assert pauses == [2.0, 0.5, 2.0, 0.5, 2.0, 0.5, 0.5]
 
@@ -241,5 +242,5 @@ def test_it_reads_a_real_database_that_comes_back(postgres_url: str, tmp_path: P
             return count
 
         with patch.object(relay, "sweep", sweep), patch.object(stop, "wait", lambda seconds: None):
-            run(relay, stop, 0.0)
+            run(relay, desk.app.database, stop, 0.0)
         assert desk.rung.names() == ["create_checkout"]

@@ -15,11 +15,12 @@ from unittest.mock import patch
 
 from peewee import Database, Model
 
+from smi_workflow.engine.attempt import Done, Handler
 from smi_workflow.engine.database import bind, open_database
 from smi_workflow.engine.fire import Engine
 from smi_workflow.engine.inbox import Inbox, Translator
 from smi_workflow.engine.leases import LeaseKeeper
-from smi_workflow.engine.perform import Done, Handler, Performer
+from smi_workflow.engine.perform import Performer
 from smi_workflow.engine.tables import EffectRow, EventRow, Subject, Tables
 from smi_workflow.engine.unit import Applied
 from smi_workflow.engine.workflow import Workflow

@@ -18,8 +18,9 @@ import requests
 
 from smi_workflow.app import App
 from smi_workflow.effects.registry import handlers
+from smi_workflow.engine.attempt import Attempt, Handler, Outcome
 from smi_workflow.engine.leases import LeaseKeeper
-from smi_workflow.engine.perform import Attempt, Handler, Outcome, Performed, Performer
+from smi_workflow.engine.perform import Performed, Performer
 from smi_workflow.engine.tables import EffectRow, EventRow
 from smi_workflow.engine.unit import EVENT_ACTOR
 from smi_workflow.intake import reduce_stripe_event

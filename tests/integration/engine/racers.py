@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from smi_workflow.engine.attempt import Attempt, Done
 from smi_workflow.engine.declaration import Case
 from smi_workflow.engine.inbox import Fire
-from smi_workflow.engine.perform import Attempt, Done
 from smi_workflow.engine.registry import Registry
 from smi_workflow.engine.unit import Unit
 from smi_workflow.engine.workflow import Workflow

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from smi_workflow.engine.perform import Again, Attempt, Done, Handler, Outcome, Performed
+from smi_workflow.engine.attempt import Again, Attempt, Done, Handler, Outcome
+from smi_workflow.engine.perform import Performed
 from smi_workflow.errors import ConfigError, ServiceRefused, ServiceUnavailable
 from tests.integration.engine.racers import Crew
 from tests.support.engines import Bench

@@ -8,9 +8,10 @@ from datetime import timedelta
 
 import pytest
 
+from smi_workflow.engine.attempt import Again, Attempt
 from smi_workflow.engine.fire import Engine
 from smi_workflow.engine.inbox import Park
-from smi_workflow.engine.perform import Again, Attempt, Performed
+from smi_workflow.engine.perform import Performed
 from smi_workflow.engine.unit import Applied
 from smi_workflow.errors import GuardRefused
 from tests.support.engines import Bench, Opener, taped

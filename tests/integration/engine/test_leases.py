@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from smi_workflow.engine.attempt import Again, Attempt, Done, Outcome
 from smi_workflow.engine.leases import LeaseKeeper
 from smi_workflow.engine.outbox import Lease
-from smi_workflow.engine.perform import Again, Attempt, Done, Outcome, Performed
+from smi_workflow.engine.perform import Performed
 from smi_workflow.engine.tables import EffectState
 from smi_workflow.errors import ServiceUnavailable
 from tests.integration.engine.racers import Crew

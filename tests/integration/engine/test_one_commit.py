@@ -16,10 +16,11 @@ import psycopg
 import pytest
 from pymysql.constants import SERVER_STATUS
 
+from smi_workflow.engine.attempt import Attempt, Done
 from smi_workflow.engine.database import transaction
 from smi_workflow.engine.declaration import Case
 from smi_workflow.engine.inbox import Fire
-from smi_workflow.engine.perform import Attempt, Done, Performed
+from smi_workflow.engine.perform import Performed
 from smi_workflow.engine.unit import Unit
 from smi_workflow.errors import EngineError, GuardRefused, InvalidInput, TransitionConflict
 from tests.integration.engine.racers import Crew

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from smi_workflow.engine.attempt import Again, Attempt, Done, Outcome
 from smi_workflow.engine.declaration import ANYWHERE, Case, Effect, Move
 from smi_workflow.engine.outbox import Lease
-from smi_workflow.engine.perform import Again, Attempt, Done, Outcome, Performed
+from smi_workflow.engine.perform import Performed
 from smi_workflow.engine.tables import EffectState
 from smi_workflow.errors import ServiceRefused
 from tests.support.engines import LEASE, Bench, Opener, states, taped
