@@ -11,7 +11,9 @@ from smi_workflow.jobs.model import Job
 from smi_workflow.jobs.pricing import from_cents
 from smi_workflow.jobs.tokens import token_that_opens
 
-NO_ADDRESS_RETRY, NO_ADDRESS_PATIENCE = timedelta(minutes=5), timedelta(days=3)
+# Amended addresses are found within the hour; three days of looking every five minutes would be 864 claims.
+NO_ADDRESS_RETRY, NO_ADDRESS_RETRY_MAX = timedelta(minutes=5), timedelta(hours=1)
+NO_ADDRESS_PATIENCE = timedelta(days=3)
 
 # What a buyer is told. Anything else is our own business, and in the history.
 BUYER_REASONS = {
@@ -127,4 +129,5 @@ def _without_address(attempt: Attempt) -> Outcome:
     note = "no e-mail address is known yet"
     if attempt.row.purged_at is not None or attempt.clock.now() - attempt.owed_at > NO_ADDRESS_PATIENCE:
         return Done(note="no e-mail address was ever known")
-    return Again(NO_ADDRESS_RETRY, note, trigger="notice_failed" if first else None, reason=note)
+    wait = min(NO_ADDRESS_RETRY * 2 ** min(attempt.waits, 10), NO_ADDRESS_RETRY_MAX)
+    return Again(wait, note, trigger="notice_failed" if first else None, reason=note)

@@ -53,6 +53,11 @@ class LeaseKeeper:
             with self._changed:
                 self._held.pop(lease, None)
 
+    def holds_any(self) -> bool:
+        """Whether anything is being worked on."""
+        with self._changed:
+            return bool(self._held)
+
     def renew_all(self) -> None:
         """Extend every held lease once; forget those that are lost or held for too long."""
         now = self._engine.clock.now()

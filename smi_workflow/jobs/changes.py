@@ -32,7 +32,7 @@ def store_checkout(case: Case[Job]) -> None:
 
 
 def record_payment(case: Case[Job]) -> None:
-    job, facts = case.row, case.facts
+    facts = case.facts
     cents, currency, intent = facts["amount_cents"], facts["currency"], facts["payment_intent_id"]
     case.set(
         stripe_payment_intent_id=intent,
@@ -41,9 +41,7 @@ def record_payment(case: Case[Job]) -> None:
         paid_cents=cents,
         amount_charged=from_cents(cents, currency),
     )
-    # Stripe takes longer addresses than any mail server, and than the column.
-    if not job.email and len(facts.get("email") or "") in range(1, EMAIL_LENGTH_MAX + 1):
-        case.set(email=facts["email"])
+    _note_address(case)
     _insert_payment(case, PaymentRole.SALE)
     case.record(amount_cents=cents, currency=currency, payment_intent_id=intent)
 
@@ -56,6 +54,7 @@ def record_unexpected_payment(case: Case[Job]) -> None:
     # What is paid in a strange session is a second payment only where there was a first one.
     first = job.payment_status == PaymentStatus.PAID or facts["session_id"] == job.stripe_checkout_session_id
     role = PaymentRole.SURPLUS if fits and first else PaymentRole.MISMATCH
+    _note_address(case)
     _insert_payment(case, role)
     case.record(
         role=role, amount_cents=facts["amount_cents"], currency=facts["currency"],
@@ -255,6 +254,14 @@ def _tell_job(case: Case[Refund], trigger: str, facts: dict[str, Any]) -> None:
 
 
 # -- shared -------------------------------------------------------------------------------------------------------
+
+
+def _note_address(case: Case[Job]) -> None:
+    """Whoever paid can be written to, whatever becomes of the payment."""
+    email = case.facts.get("email") or ""
+    # Stripe takes longer addresses than any mail server, and than the column.
+    if not case.row.email and case.row.purged_at is None and 0 < len(email) <= EMAIL_LENGTH_MAX:
+        case.set(email=email)
 
 
 def _insert_payment(case: Case[Job], role: PaymentRole) -> None:

@@ -23,9 +23,7 @@ STAYS = None
 
 CREATE_CHECKOUT = Effect("create_checkout", "payments", failure="abandon", survives=True)
 PAYMENT_DEADLINE = Effect("payment_deadline", "payments", failure="notice_failed", attempts=1000)
-EXPIRE_SESSION = Effect(
-    "expire_session", "payments", survives=True, harmless="Stripe ends the session by itself at its deadline"
-)
+EXPIRE_SESSION = Effect("expire_session", "payments", survives=True, harmless="Stripe ends it by itself in time")
 SUBMIT_UPSCALE = Effect("submit_upscale", "upscales", failure="fail", attempts=40)  # six hours of outage
 PENDING_DEADLINE = Effect("pending_deadline", "upscales", failure="fail")
 POLL_UPSCALE = Effect("poll_upscale", "upscales", harmless="the deadline asks once more", attempts=1000)
@@ -165,35 +163,36 @@ STATES = (
 
 # -- the moves: trigger, from, to, guards, change, effects, who causes it --------------------------------------
 
-_unpaid, _working = (AWAITING, ABANDONED), (PENDING, PROCESSING)
+_unpaid, _working, _told = (AWAITING, ABANDONED), (PENDING, PROCESSING), (guards.not_by_hand,)
 _tell = TELL_ADMIN.now(what_happened)
 _back = REFUND_DUE.later(until_refund, when=lambda case: case.state == FAILED and money_is_held(case))
 _expire = EXPIRE_SESSION.now(when=checkout_may_be_open)
 
 MOVES = (
     # Payment
-    Move("checkout_opened", _unpaid, STAYS, (), change=changes.store_checkout, by="effect"),
+    Move("checkout_opened", _unpaid, STAYS, _told, change=changes.store_checkout, by="effect"),
     Move("payment_received", _unpaid, PENDING,
-         (guards.payment_fits_the_sale, guards.payment_is_not_recorded),
+         (*_told, guards.payment_fits_the_sale, guards.payment_is_not_recorded),
          change=changes.record_payment, by="Stripe", hook="smi_payment_completed"),
-    Move("payment_processing", _unpaid, AWAITING, (guards.nothing_is_paid,),
+    Move("payment_processing", _unpaid, AWAITING, (*_told, guards.nothing_is_paid),
          change=changes.expect_late_payment, by="Stripe"),
-    Move("payment_declined", AWAITING, STAYS, (), change=changes.note_declined, by="Stripe"),
-    Move("payment_failed", AWAITING, FAILED, (guards.nothing_is_paid,),
+    Move("payment_declined", AWAITING, STAYS, _told, change=changes.note_declined, by="Stripe"),
+    Move("payment_failed", AWAITING, FAILED, (*_told, guards.nothing_is_paid),
          change=changes.end_unpaid, by="Stripe", hook="smi_job_failed"),
-    Move("payment_unexpected", ANYWHERE, STAYS, (guards.payment_fits_no_sale,),
+    Move("payment_unexpected", ANYWHERE, STAYS, (*_told, guards.payment_fits_no_sale),
          change=changes.record_unexpected_payment, owes=(_tell,), by="Stripe"),
-    Move("abandon", AWAITING, ABANDONED, (guards.nothing_is_paid, guards.nothing_can_be_paid), by="Stripe, timer"),
+    Move("abandon", AWAITING, ABANDONED, (*_told, guards.nothing_is_paid, guards.nothing_can_be_paid), by="timer"),
     # Upscaling
-    Move("upscale_started", PENDING, PROCESSING, (guards.is_paid_or_overridden, guards.no_refund_is_under_way),
+    Move("upscale_started", PENDING, PROCESSING,
+         (*_told, guards.is_paid_or_overridden, guards.no_refund_is_under_way),
          change=changes.start_processing, by="effect"),
     Move("upscale_delivered", PROCESSING, STAYS,
-         (guards.submission_is_ours, guards.is_not_delivered_yet, guards.result_url_is_allowed),
+         (*_told, guards.submission_is_ours, guards.is_not_delivered_yet, guards.result_url_is_allowed),
          change=changes.note_delivery, cancels=(POLL_UPSCALE, UPSCALE_DEADLINE),
          owes=(FETCH_RESULT.now(result_url),
                FETCH_DEADLINE.later(setting("minutes", "processing_timeout_minutes"), deadline=True)),
          by="Upsampler, poll"),
-    Move("complete", PROCESSING, COMPLETED, (guards.file_is_the_result, guards.money_is_kept),
+    Move("complete", PROCESSING, COMPLETED, (*_told, guards.file_is_the_result, guards.money_is_kept),
          change=changes.store_result, by="effect", hook="smi_job_completed"),
     Move("fail", _working, FAILED, (), change=changes.set_failed,
          by="effect, timer, Upsampler, admin", hook="smi_job_failed"),
@@ -207,9 +206,9 @@ MOVES = (
          by="admin"),
     Move("expire_download", COMPLETED, STAYS, (guards.link_is_over, guards.file_can_be_served),
          change=changes.forget_file, owes=(REMOVE_FILE.now(removed_file),), by="timer"),
-    Move("file_removed", ANYWHERE, STAYS, (), by="effect"),
-    Move("notice_sent", ANYWHERE, STAYS, (), change=changes.note_mail_sent, by="effect"),
-    Move("notice_failed", ANYWHERE, STAYS, (), owes=(_tell,), by="effect"),
+    Move("file_removed", ANYWHERE, STAYS, _told, by="effect"),
+    Move("notice_sent", ANYWHERE, STAYS, _told, change=changes.note_mail_sent, by="effect"),
+    Move("notice_failed", ANYWHERE, STAYS, _told, owes=(_tell,), by="effect"),
     Move("resend", COMPLETED, STAYS, (guards.file_can_be_served,), owes=(SEND_LINK.now(),), by="admin"),
     Move("amend", ANYWHERE, STAYS, (guards.only_listed_fields,), change=changes.amend_fields, by="admin"),
     Move("erase", (COMPLETED, FAILED, ABANDONED), STAYS, (guards.reason_is_given, guards.nothing_is_owed),
@@ -221,16 +220,16 @@ MOVES = (
          change=changes.refund_and_fail, by="admin", hook="smi_job_failed"),
     Move("refund", ANYWHERE, STAYS, (guards.is_paid_for, guards.refund_is_possible),
          change=changes.request_refund, by="admin, timer"),
-    Move("refund_settled", _working, FAILED, (guards.refund_was_under_way,), when=settled_refund_is_full,
+    Move("refund_settled", _working, FAILED, (*_told, guards.refund_was_under_way), when=settled_refund_is_full,
          change=changes.settle_refund_and_fail, owes=(SEND_REFUND.now(refunded_amount),), by="Stripe",
          hook="smi_job_failed"),
-    Move("refund_settled", ANYWHERE, STAYS, (guards.refund_was_under_way,), change=changes.settle_refund,
+    Move("refund_settled", ANYWHERE, STAYS, (*_told, guards.refund_was_under_way), change=changes.settle_refund,
          owes=(SEND_REFUND.now(refunded_amount),), by="Stripe"),
-    Move("refund_failed", ANYWHERE, STAYS, (), change=changes.release_refund, owes=(_tell,), by="refund"),
-    Move("dispute_opened", _working, FAILED, (), when=funds_are_withdrawn, change=changes.note_dispute_and_fail,
+    Move("refund_failed", ANYWHERE, STAYS, _told, change=changes.release_refund, owes=(_tell,), by="refund"),
+    Move("dispute_opened", _working, FAILED, _told, when=funds_are_withdrawn, change=changes.note_dispute_and_fail,
          by="Stripe", hook="smi_job_failed"),
-    Move("dispute_opened", ANYWHERE, STAYS, (), change=changes.note_dispute, owes=(_tell,), by="Stripe"),
-    Move("dispute_closed", ANYWHERE, STAYS, (), change=changes.note_dispute, owes=(_tell, _back), by="Stripe"),
+    Move("dispute_opened", ANYWHERE, STAYS, _told, change=changes.note_dispute, owes=(_tell,), by="Stripe"),
+    Move("dispute_closed", ANYWHERE, STAYS, _told, change=changes.note_dispute, owes=(_tell, _back), by="Stripe"),
     *(Move("override", ANYWHERE, target, (guards.reason_is_given, guards.target_is_sound), when=to(target),
            change=changes.override_state, owes=(_expire,), quiet=only_deadlines, by="admin")
       for target in JobStatus),

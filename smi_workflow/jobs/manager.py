@@ -231,7 +231,7 @@ class JobManager:
     def _job_id(self, idempotency_key: str | None) -> str:
         """A random id, or one that nobody can foresee but that the same key gives again."""
         if idempotency_key is None:
-            return str(uuid.uuid4())
+            return str(uuid.UUID(self._engine.chance.token(), version=4))
         if not 1 <= len(idempotency_key) <= 255:
             raise InvalidInput("Idempotency-Key", "must have 1 to 255 characters")
         made = [

@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from smi_workflow.errors import GuardRefused, TransitionNotAllowed
+from smi_workflow.jobs import guards
 from smi_workflow.jobs.lifecycle import JOB
 from smi_workflow.jobs.model import Job
 from smi_workflow.jobs.refunds import REFUND
@@ -181,7 +184,8 @@ def _try(desk: Desk, line: Line, state: str, expected: str, changed: set[str]) -
     before = desk.job(job_id)
     desk.clock.advance(seconds=1)
     try:
-        desk.fire(job_id, line.trigger, "admin:jane", line.reason, **line.given(job_id))
+        actor = "admin:jane" if line.trigger in BY_HAND else "system"
+        desk.fire(job_id, line.trigger, actor, line.reason, **line.given(job_id))
     except TransitionNotAllowed as refusal:
         assert refusal.allowed == JOB.allowed(state)
         assert refusal.trigger in str(refusal) and state in str(refusal)
@@ -260,6 +264,22 @@ def test_an_override_sets_deadlines_and_asks_for_nothing_else_unless_told(desk: 
         assert desk.job(job_id).status == "pending"
     else:
         raise AssertionError("an unknown state was accepted")
+
+
+# What a person may fire; all else reports what an effect or a provider did.
+BY_HAND = {
+    "fail", "retry", "renew_download", "expire_download", "resend", "amend", "erase", "purge", "refund", "override"
+}  # fmt: skip
+
+
+def test_nobody_makes_true_by_hand_what_only_a_report_can_say(desk: Desk) -> None:
+    reported = {move.trigger for move in JOB.moves if guards.not_by_hand in move.guards}
+    assert reported == set(JOB.triggers()) - BY_HAND
+    job_id = desk.put("completed")
+    for trigger in ("notice_sent", "file_removed", "refund_failed", "dispute_opened"):
+        for actor in ("admin:jane", "buyer"):
+            with pytest.raises(GuardRefused, match="not fired by hand"):
+                desk.fire(job_id, trigger, actor, "", refund_id="r", amount_cents=1, withdrawn_cents=1)
 
 
 REFUND_STATES = ("requested", "submitted", "succeeded", "failed")

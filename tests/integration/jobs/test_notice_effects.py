@@ -107,7 +107,7 @@ def test_a_mail_without_an_address_waits_visibly_and_goes_once(sales: Sales) -> 
     table.update(email=None).where(table.job_id == job.job_id).execute()
     sales.run_down(minutes=21)
     effect = sales.effect("send_download_link")
-    assert (effect.state, effect.last_error, effect.waits) == ("due", "no e-mail address is known yet", 5)
+    assert (effect.state, effect.last_error, effect.waits) == ("due", "no e-mail address is known yet", 3)
     assert len(sales.mails("job notice failed")) == len(sales.mails()) == 1
     assert sales.job(job.job_id).status == "completed"
     facts = {"fields": {"email": "late@example.com"}}

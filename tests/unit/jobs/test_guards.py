@@ -21,6 +21,8 @@ PAYMENT = {
 OPEN = {"status": "awaiting_payment"}
 FIELDS = "fields"
 
+BY_HAND = "this follows from what an effect or a provider reports, and is not fired by hand"
+
 AGREE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     # guard, facts, the row
     ("payment_fits_the_sale", PAYMENT, OPEN),
@@ -68,7 +70,11 @@ AGREE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("refund_matches", {"amount_cents": 100, "currency": "usd", "stripe_refund_id": "re_1"}, {}),
 ]
 
+AGREE += [("not_by_hand", {"actor": actor}, {}) for actor in ("system", "stripe", "upsampler")]
+
 REFUSE: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+    ("not_by_hand", {"actor": "admin:jane"}, {}, BY_HAND),
+    ("not_by_hand", {"actor": "buyer"}, {}, BY_HAND),
     ("payment_fits_the_sale", PAYMENT, {**OPEN, "stripe_checkout_session_id": None},
      "its checkout session is not on record yet"),
     ("payment_fits_the_sale", {**PAYMENT, "session_id": "cs_2"}, OPEN,
@@ -157,12 +163,13 @@ REFUSE: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
 def judge(name: str, facts: dict[str, Any], row: dict[str, Any]) -> str | None:
     """Ask one guard."""
     guard: Callable[[Case[Any]], str | None] = getattr(guards, name)
-    given = {key: value for key, value in facts.items() if key != "reason"}
+    given = {key: value for key, value in facts.items() if key not in ("reason", "actor")}
     case: Case[Any]
     if name == "refund_matches":
         case = refund_case(facts=given, **row)
     else:
         case = job_case(**{"status": "pending", "facts": given, "reason": facts.get("reason", ""), **row})
+    case.actor = facts.get("actor", "admin:jane")
     before = dict(case.row.__data__)
     answer = guard(case)
     assert case.row.__data__ == before and not case.changes, "a guard changes nothing"

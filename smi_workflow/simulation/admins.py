@@ -1,0 +1,77 @@
+"""Owns what admins do, at any moment and not always wisely. Called by shop.py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from smi_workflow.errors import SmiError
+from smi_workflow.jobs.model import JobStatus
+from smi_workflow.simulation.stage import Unreachable
+
+if TYPE_CHECKING:
+    from smi_workflow.simulation.shop import Shop
+
+ACTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("retry", {}),
+    ("retry", {}),
+    ("retry", {"override": True}),
+    ("refund", {}),
+    ("refund", {"amount_cents": 100}),
+    ("refund", {"amount_cents": 10**9}),
+    ("resend", {}),
+    ("renew_download", {}),
+    ("amend", {"fields": {"email": "amended@example.org"}}),
+    ("amend", {"fields": {"paid_cents": 1}}),
+    ("erase", {}),
+    ("purge", {}),
+    ("fail", {"code": "stopped_by_admin"}),
+    *(("override", {"target": target, "effects": effects}) for target in JobStatus for effects in (True, False)),
+)
+
+
+class Admins:
+    """Everybody who may act."""
+
+    def __init__(self, shop: Shop, count: int) -> None:
+        self._shop = shop
+        self._stage = shop.stage
+        self._count = count
+
+    def act(self) -> None:
+        """Now and then, over the days that the trouble lasts."""
+        stage = self._stage
+        long = stage.random.choice((3_600.0, 86_400.0, 345_600.0)) + 60.0 * self._count
+        self._shop.employ("the trouble lasts", lambda: None, after=long)
+        for number in range(self._count):
+            if stage.faults.strikes("admin"):
+                moment = stage.random.uniform(0, 60.0 * self._count) * stage.random.choice((1, 1, 1, 5))
+                self._shop.employ(f"admin {number}", self._act_once, after=moment + 0.002)
+
+    def _act_once(self) -> None:
+        shop, stage = self._shop, self._stage
+        job_ids = list(shop.sizes)
+        if not job_ids:
+            return
+        job_id = job_ids[stage.random.randrange(len(job_ids))]
+        trigger, facts = self._choose()
+        try:
+            web = shop.web()
+            with stage.inside(web):
+                jobs = shop.apps[web.release].jobs
+                expected = jobs.get_job(job_id).status if stage.random.random() < 0.3 else None
+                stage.turn(f"looks at {job_id[:8]}")
+                stage.tell(f"{stage.agent().name} wants {trigger} {facts} for {job_id}")
+                jobs.fire(
+                    job_id, trigger, actor="admin:jane", reason="simulated", facts=facts, expected_status=expected,
+                    idempotency_key=f"{stage.agent().name}" if stage.random.random() < 0.3 else None,
+                )  # fmt: skip
+        except (SmiError, Unreachable) as refusal:
+            stage.tell(f"admin is told: {refusal}")
+
+    def _choose(self) -> tuple[str, dict[str, Any]]:
+        random = self._stage.random
+        if random.random() < 0.85:
+            return ACTS[random.randrange(len(ACTS))]
+        # By hand, and without knowing what it needs.
+        triggers = self._shop.app.engine.workflows["job"].triggers()
+        return triggers[random.randrange(len(triggers))], {}

@@ -1,0 +1,198 @@
+"""Owns the simulated shop: both releases of the real code, and the providers around them. Called by simulation.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from pydantic import SecretStr
+
+from smi_workflow.app import MIGRATIONS, WORKFLOWS, App
+from smi_workflow.effects.world import Outside
+from smi_workflow.engine.declaration import Owed
+from smi_workflow.engine.invariants import ENGINE_INVARIANTS, Violation
+from smi_workflow.engine.migrate import migrate
+from smi_workflow.engine.points import Point, reach
+from smi_workflow.engine.workflow import Workflow
+from smi_workflow.intake import STRIPE, UPSAMPLER, reduce_stripe_event
+from smi_workflow.integrations.letters import LetterWriter
+from smi_workflow.jobs.invariants import SALE_INVARIANTS
+from smi_workflow.settings import Settings
+from smi_workflow.simulation.admins import Admins
+from smi_workflow.simulation.books import judge
+from smi_workflow.simulation.buyers import Buyers
+from smi_workflow.simulation.calls import Caller
+from smi_workflow.simulation.files import SimulatedMailer, SimulatedNetwork, SimulatedStorage
+from smi_workflow.simulation.scenario import Props, Release
+from smi_workflow.simulation.stage import Process, Unreachable
+from smi_workflow.simulation.stripe import SimulatedStripe
+from smi_workflow.simulation.upsampler import SimulatedUpsampler
+
+# Somebody presses "Resend" on Stripe's page, weeks after our endpoint was away for too long.
+LOST_DAYS = 20
+# What these would tell is found out by asking; the others must arrive some day.
+FOUND_OUT = ("checkout.session.expired", "refund.", "charge.refund", "charge.succeeded", "payment_intent.")
+
+
+class Shop:
+    """The sale's world."""
+
+    def __init__(self, props: Props) -> None:
+        self.stage = props.stage
+        self.settings = settings_of(props)
+        caller = Caller(props.stage, self.settings.lease_seconds)
+        self.sizes: dict[str, tuple[int, int]] = {}
+        self.stripe = SimulatedStripe(caller, self._tell_stripe)
+        self.upsampler = SimulatedUpsampler(caller, self._tell_upsampler)
+        self.mailer = SimulatedMailer(caller)
+        self.storage = SimulatedStorage(caller)
+        outside = Outside(
+            stripe=self.stripe, upsampler=self.upsampler, storage=self.storage, letters=LetterWriter(),
+            mailer=self.mailer, fetch=SimulatedNetwork(caller, self.upsampler.works, self.sizes),
+        )  # fmt: skip
+        self.apps = {
+            name: App(
+                self.settings, ring=props.broker.ring, clock=props.clock, chance=props.chance, outside=outside,
+                workflows=workflows, keeper=props.keeper, pause=props.stage.sleep,
+            )  # fmt: skip
+            for name, workflows in (("present", WORKFLOWS), ("older", OLDER))
+        }
+        self.app = self.apps["present"]
+        migrate(self.app.database, MIGRATIONS, prefix=self.settings.table_prefix)
+        for app in self.apps.values():
+            # The simulated crashes are not power cuts: the file need not reach the disk.
+            app.database.execute_sql("PRAGMA synchronous = OFF")  # type: ignore[no-untyped-call]
+        self.releases = {
+            name: Release(app.engine, app.performer, app.inbox) for name, app in self.apps.items()
+        }
+        self.invariants = (*ENGINE_INVARIANTS, *SALE_INVARIANTS)
+        self.busy = 0
+        self._events = 0
+
+    def begin(self, count: int) -> None:
+        """Let so many buyers come, and admins act among them."""
+        Buyers(self, count).come()
+        Admins(self, count).act()
+
+    def is_finished(self) -> bool:
+        """Whether buyers and admins have done what they wanted to."""
+        return self.busy == 0
+
+    def verdict(self) -> Iterator[Violation]:
+        """Compare our books with the providers'."""
+        yield from judge(self.app, self.stripe.books, self.mailer.sent, self.upsampler.works)
+
+    # -- who does what --------------------------------------------------------------------------------------------
+
+    def employ(self, name: str, script: Any, after: float) -> None:
+        """Let somebody outside act, and wait for it before the calm."""
+        self.busy += 1
+
+        def run() -> None:
+            try:
+                script()
+            finally:
+                self.busy -= 1
+
+        self.stage.spawn(name, run, after=after)
+
+    def web(self) -> Process:
+        """A web process that answers.
+
+        Raises:
+            Unreachable: none does.
+        """
+        webs = [one for one in self.stage.processes if one.name.startswith("web") and self.stage.is_up(one)]
+        if not webs:
+            raise Unreachable("web")
+        return webs[self.stage.random.randrange(len(webs))]
+
+    # -- events ---------------------------------------------------------------------------------------------------
+
+    def _tell_stripe(self, kind: str, body: dict[str, Any]) -> None:
+        self._events += 1
+        event = {
+            "id": f"evt_{self._events:08d}", "type": kind, "livemode": bool(body.get("livemode")),
+            "data": {"object": body},
+        }  # fmt: skip
+        # A refund made on Stripe's own page is nothing that we could ask after.
+        can_be_asked = kind.startswith(FOUND_OUT) and not (kind.startswith("refund") and not body["metadata"])
+
+        def take(app: App) -> None:
+            kept = json.dumps(reduce_stripe_event(event), allow_nan=False)
+            app.inbox.receive(STRIPE, str(event["id"]), kind, kept)
+
+        self._post(f"stripe {kind} {event['id']}", take, for_ever=can_be_asked)
+
+    def _tell_upsampler(self, webhook_url: str, body: dict[str, Any]) -> None:
+        effect_id = webhook_url.rsplit("/", 2)[1]
+        kept = json.dumps({"effect_id": effect_id, **body, "creditCost": str(body["creditCost"])})
+
+        def take(app: App) -> None:
+            app.inbox.receive(UPSAMPLER, f"{body['id']}:{body['status']}", str(body["status"]), kept)
+
+        self._post(f"upsampler {body['id']} {body['status']}", take, for_ever=True)
+
+    def _post(self, name: str, take: Any, *, for_ever: bool) -> None:
+        faults, random = self.stage.faults, self.stage.random
+        waits = [random.uniform(0, 5)]
+        if faults.strikes("webhook_late"):
+            waits = [random.choice((0.0, 60.0, 7_200.0, 200_000.0))]
+        if faults.strikes("webhook_twice"):
+            waits.append(random.uniform(0, 600))
+        if faults.strikes("webhook_lost"):
+            waits = [] if for_ever else [timedelta(days=LOST_DAYS).total_seconds()]
+            self.stage.tell(f"{name} is lost")
+        for wait in waits:
+            self.stage.spawn(f"postman with {name}", partial(self._deliver, take), after=max(wait, 0.001))
+
+    def _deliver(self, take: Any) -> None:
+        """A provider tries until it is answered."""
+        wait = 5.0
+        while True:
+            try:
+                web = self.web()
+                with self.stage.inside(web):
+                    take(self.apps[web.release])
+                    reach(Point.EVENT_KEPT)
+                return
+            except Unreachable:
+                self.stage.sleep(wait)
+                wait = min(wait * 2, 3_600.0)
+
+
+def settings_of(props: Props) -> Settings:
+    """The shop's settings; the environment plays no part."""
+    return Settings(
+        _env_file=None,  # type: ignore[call-arg]
+        var_dir=props.folder, database_url=f"sqlite:///{props.folder / 'simulation.sqlite3'}",
+        secret_key=(SecretStr("simulated " * 4),), stripe_api_key=SecretStr("sk_test_simulated"),
+        stripe_webhook_secret=(SecretStr("whsec_simulated"),), upsampler_api_key=SecretStr("simulated"),
+        public_url="https://shop.example.com", admin_email="admin@shop.example.com", result_hosts=("*.example.com",),
+        stripe_api_base="https://stripe.example.com", upsampler_api_base="https://upsampler.example.com",
+    )  # fmt: skip
+
+
+def without(flow: Workflow, *, effect: str, trigger: str) -> Workflow:
+    """The workflow as it was before it had this effect and this trigger."""
+
+    def keep(owes: tuple[Owed, ...]) -> tuple[Owed, ...]:
+        return tuple(item for item in owes if item.effect.name != effect)
+
+    return Workflow(
+        name=flow.name, model=flow.model, key=flow.key, state_column=flow.state_column, initial=flow.initial,
+        states=tuple(replace(state, owes=keep(state.owes)) for state in flow.states),
+        moves=tuple(
+            replace(move, owes=keep(move.owes), cancels=tuple(one for one in move.cancels if one.name != effect))
+            for move in flow.moves
+            if move.trigger != trigger
+        ),
+        started_by=flow.started_by, start_hook=flow.start_hook, parent=flow.parent, touched_column=flow.touched_column,
+    )  # fmt: skip
+
+
+OLDER = (without(WORKFLOWS[0], effect="warn_expiry", trigger="resend"), WORKFLOWS[1])
