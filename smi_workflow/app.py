@@ -31,7 +31,7 @@ from smi_workflow.engine.perform import Performer
 from smi_workflow.engine.tables import Tables
 from smi_workflow.engine.unit import Applied
 from smi_workflow.engine.workflow import Workflow
-from smi_workflow.intake import translators
+from smi_workflow.intake import translators, without_person
 from smi_workflow.integrations.broker import Doorbell, make_broker
 from smi_workflow.integrations.embedded_broker import embedded_broker_url
 from smi_workflow.integrations.fetching import fetch
@@ -99,7 +99,8 @@ class App:
             known = {name for flow in workflows for name in flow.effects()}
             held = {name: handler for name, handler in held.items() if name in known}
         self.performer = Performer(self.engine, held, keeper(self.engine))
-        self.inbox = Inbox(self.engine, translators(self.engine, lambda url: url_refusal(self.world, url)))
+        read = translators(self.engine, lambda url: url_refusal(self.world, url))
+        self.inbox = Inbox(self.engine, read, without_person)
         self.jobs = JobManager(self.engine, settings, self._keep_source, self.performer.perform, pause)
 
     def check_schema(self) -> None:

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from peewee import Model
+
+from smi_workflow.engine.database import Slot
 from smi_workflow.engine.fire import Engine
 from smi_workflow.engine.inbox import Fire, Ignore, Park, Reading, Translator
 from smi_workflow.engine.tables import EventRow
@@ -19,6 +22,8 @@ from smi_workflow.errors import InvalidInput
 from smi_workflow.integrations.stripe_objects import identifier
 from smi_workflow.integrations.upsampler_api import UpscaleStatus, parse_upscale
 from smi_workflow.jobs.model import Job, JobStatus, Payment, Refund
+
+M = TypeVar("M", bound=Model)
 
 STRIPE, UPSAMPLER = "stripe", "upsampler"
 NOT_OWN = "it is not the job's own session"
@@ -55,6 +60,15 @@ def reduce_stripe_event(event: Mapping[str, Any]) -> dict[str, Any]:
     kept["email"] = _text(_part(thing, "customer_details"), "email")
     kept["error_code"] = _text(_part(thing, "last_payment_error"), "code")
     return {"id": event["id"], "type": event["type"], "livemode": bool(event.get("livemode")), "object": kept}
+
+
+def without_person(payload: str) -> str:
+    """What is kept of an event that is settled: all but whose it was."""
+    told = json.loads(payload)
+    thing = told.get("object")
+    if not isinstance(thing, dict) or thing.get("email") is None:
+        return payload
+    return json.dumps({**told, "object": {**thing, "email": None}})
 
 
 def _part(thing: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -112,8 +126,7 @@ class StripeReader:
             return Ignore(f"payment_status is {session.get('payment_status')!r}: no money moved")
         if not isinstance(session.get("amount_total"), int) or not session.get("currency"):
             return Park("it names no amount", "job", job.job_id)
-        payments = self._engine.bound(Payment)
-        if payments.get_or_none(payments.payment_intent_id == session["payment_intent"]) is not None:
+        if session["payment_intent"] and self._payment(session["payment_intent"]) is not None:
             return Ignore(f"payment {session['payment_intent']} is on record already")
         facts = {
             "session_id": session["id"],
@@ -156,7 +169,8 @@ class StripeReader:
     def _refund(self, refund: dict[str, Any], livemode: bool) -> Reading:
         refunds = self._engine.bound(Refund)
         named = refund["metadata"].get("refund_id")
-        row = refunds.get_or_none((refunds.refund_id == named) | (refunds.stripe_refund_id == refund["id"]))
+        of_either = (refunds.refund_id == Slot("named")) | (refunds.stripe_refund_id == Slot("made"))
+        row = self._first(refunds, lambda: refunds.select().where(of_either), named=named, made=refund["id"])
         if row is None:
             return self._foreign_refund(refund)
         facts = {
@@ -211,7 +225,7 @@ class StripeReader:
 
     def _payment_of(self, thing: dict[str, Any]) -> Payment | None:
         """The payment behind a refund or dispute: by its intent, or by its charge where only that is named."""
-        payments, events = self._engine.bound(Payment), self._engine.tables.events
+        events = self._engine.tables.events
         intent, charge = thing["payment_intent"], thing["charge"]
         if intent is None and charge:
             # Which payment a charge belongs to, its own event has told us.
@@ -219,17 +233,27 @@ class StripeReader:
             told = events.select(events.payload).where(of_charges & events.payload.contains(charge))
             found = [json.loads(event.payload)["object"] for event in told]
             intent = next((one["payment_intent"] for one in found if one["id"] == charge), None)
-        return payments.get_or_none(payments.payment_intent_id == intent) if intent else None
+        return self._payment(intent) if intent else None
+
+    def _payment(self, intent: str) -> Payment | None:
+        payments = self._engine.bound(Payment)
+        return self._first(
+            payments, lambda: payments.select().where(payments.payment_intent_id == Slot("intent")), intent=intent
+        )
+
+    def _first(self, model: type[M], build: Callable[[], Any], **values: object) -> M | None:
+        rows = self._engine.registry.select(("intake", model, tuple(values)), model, build, values)
+        return rows[0] if rows else None
 
     def _job_of(self, thing: dict[str, Any]) -> Job | Reading:
         """The job that a session or intent belongs to: by our metadata, else by what is on record."""
         jobs = self._engine.bound(Job)
         named = thing["metadata"].get("job_id") or thing.get("client_reference_id")
         if named:
-            job = jobs.get_or_none(jobs.job_id == str(named))
+            job = self._first(jobs, lambda: jobs.select().where(jobs.job_id == Slot("job_id")), job_id=str(named))
             return job if job is not None else Park(f"there is no job {named}")
-        known = (jobs.stripe_checkout_session_id == thing["id"]) | (jobs.stripe_payment_intent_id == thing["id"])
-        job = jobs.get_or_none(known)
+        known = (jobs.stripe_checkout_session_id == Slot("id")) | (jobs.stripe_payment_intent_id == Slot("id"))
+        job = self._first(jobs, lambda: jobs.select().where(known), id=thing["id"])
         return job if job is not None else Ignore("it carries no job of ours")
 
 
@@ -248,9 +272,13 @@ class UpsamplerReader:
         told = json.loads(row.payload)
         upscale = parse_upscale(told)
         effects = self._engine.tables.effects
-        effect = effects.get_or_none(effects.id == told["effect_id"])
-        if effect is None:
+        found = self._engine.registry.select(
+            ("intake", effects), effects, lambda: effects.select().where(effects.id == Slot("id")),
+            {"id": told["effect_id"]},
+        )  # fmt: skip
+        if not found:
             return Ignore("the submission it answers is not on record")
+        effect = found[0]
         job = self._engine.read("job", effect.subject_id)
         if job.status == JobStatus.PENDING and job.visit == effect.visit:
             return Park("its submission is not on record yet", "job", job.job_id, job.version)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from smi_workflow.effects.world import World
 from smi_workflow.engine.attempt import Again, Attempt, Done, Outcome
+from smi_workflow.engine.database import Slot
 from smi_workflow.engine.tables import EventState
 from smi_workflow.errors import ServiceRefused
 from smi_workflow.integrations.fetching import check_url
@@ -40,13 +41,14 @@ def submit_upscale(world: World, attempt: Attempt) -> Outcome:
 def adopt_submission(world: World, attempt: Attempt) -> Outcome | None:
     """A callback that waits for us proves that an earlier attempt got through; its result is as good."""
     events = world.engine.tables.events
-    parked = (
-        (events.workflow == attempt.workflow)
-        & (events.subject_id == attempt.subject_id)
-        & (events.state == EventState.PARKED)
-        & (events.provider == "upsampler")
-    )
-    for event in events.select(events.payload).where(parked):
+
+    def build() -> Any:
+        parked = (events.state == EventState.PARKED) & (events.provider == "upsampler")
+        of_subject = (events.workflow == Slot("workflow")) & (events.subject_id == Slot("subject_id"))
+        return events.select().where(of_subject & parked)
+
+    waiting = {"workflow": attempt.workflow, "subject_id": attempt.subject_id}
+    for event in world.engine.registry.select("parked callbacks", events, build, waiting):
         told = json.loads(event.payload)
         if told["effect_id"] == attempt.id:
             return _started(attempt, told["id"], None)

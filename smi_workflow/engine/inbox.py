@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import peewee
 
-from smi_workflow.engine.database import Slot, read_stamp, readable, stamp
+from smi_workflow.engine.database import Slot, Statement, read_stamp, readable, stamp
 from smi_workflow.engine.fire import Engine
 from smi_workflow.engine.outbox import GRACE
 from smi_workflow.engine.points import Point, reach
@@ -98,12 +98,21 @@ class Inbox:
 
     Args:
         translators: provider → what its events mean. They read, but change nothing and call no provider.
+        keep: what is kept of the payload of an event that is settled; all of it unless told.
     """
 
-    def __init__(self, engine: Engine, translators: Mapping[str, Translator]) -> None:
+    def __init__(
+        self, engine: Engine, translators: Mapping[str, Translator], keep: Callable[[str], str] = str
+    ) -> None:
         self._engine = engine
         self._translators = translators
-        self._table = engine.tables.events
+        self._keep = keep
+        self._table = table = engine.tables.events
+        slots = {name: Slot(name) for name in ("id", "provider", "event_id", "kind", "payload")}
+        new = table.insert({**slots, "due_at": Slot("now"), "received_at": Slot("now")}).on_conflict_ignore()
+        self._insert = Statement(engine.database, new)
+        same = (table.provider == Slot("provider")) & (table.event_id == Slot("event_id"))
+        self._known = Statement(engine.database, table.select(table.id).where(same))
 
     def receive(self, provider: str, event_id: str, kind: str, payload: str) -> Received:
         """Keep an event, once however often it is delivered; one commit, then the bell.
@@ -117,13 +126,13 @@ class Inbox:
             new_id = self._engine.chance.new_id()
             row = {
                 "id": new_id, "provider": provider, "event_id": event_id, "kind": kind, "payload": payload,
-                "due_at": unit.now, "received_at": unit.now,
+                "now": stamp(unit.now),
             }  # fmt: skip
-            self._table.insert(**row).on_conflict_ignore().execute()
-            found = self._table.get((self._table.provider == provider) & (self._table.event_id == event_id))
-            if found.id == new_id:
+            self._insert.run(row)
+            inbox_id = self._known.run(row).fetchone()[0]
+            if inbox_id == new_id:
                 unit.bells.append(Bell(new_id, EVENT_ACTOR, EVENT_QUEUE))
-            return Received(found.id, found.id == new_id)
+            return Received(inbox_id, inbox_id == new_id)
 
         return self._engine.run(work)
 
@@ -132,7 +141,7 @@ class Inbox:
 
         Safe to call any number of times, from any number of workers.
         """
-        row = self._table.get_or_none(self._table.id == inbox_id)
+        row = self._read(inbox_id)
         if row is None:
             log.warning("no event %s in the inbox", inbox_id)
             return None
@@ -142,7 +151,8 @@ class Inbox:
         try:
             return self._apply_or_park(row)
         except _Settled:
-            return EventState(self._table.get_by_id(inbox_id).state)
+            settled = self._read(inbox_id)
+            return EventState(settled.state) if settled is not None else None
 
     def due(self, now: datetime, limit: int) -> list[DueEvent]:
         """Events that nobody has handled although they are due, oldest first."""
@@ -254,7 +264,8 @@ class Inbox:
         return self._engine.run(work)
 
     def _settle(self, unit: Unit, row: EventRow, state: EventState, reason: str) -> None:
-        self._move(row, {"state": state, "reason": reason, "settled_at": unit.now})
+        kept = self._keep(row.payload)
+        self._move(row, {"state": state, "reason": reason, "settled_at": unit.now, "payload": kept})
         reach(Point.EVENT_SETTLED)
         if state == EventState.NEEDS_PERSON:
             log.error("event %s (%s of %s) needs a person: %s", row.id, row.kind, row.provider, reason)
@@ -264,10 +275,25 @@ class Inbox:
     def _move(self, row: EventRow, values: Mapping[str, object]) -> None:
         """Compare-and-set on what was read: whoever comes second changes nothing at all."""
         table = self._table
-        values = {**values, "reason": readable(str(values["reason"]))}
-        unchanged = (table.id == row.id) & (table.state == row.state) & (table.attempts == row.attempts)
-        if table.update(**values).where(unchanged).execute() != 1:
+        fields = table._meta.fields
+        written = {name: fields[name].db_value(value) for name, value in values.items()}
+        written["reason"] = readable(str(values["reason"]))
+        names = tuple(sorted(written))
+
+        def build() -> Any:
+            unchanged = (table.state == Slot("state_read")) & (table.attempts == Slot("attempts_read"))
+            return table.update({name: Slot(name) for name in names}).where((table.id == Slot("id")) & unchanged)
+
+        read = {"id": row.id, "state_read": row.state, "attempts_read": row.attempts}
+        if self._engine.registry.statement(("move event", names), build).run({**written, **read}).rowcount != 1:
             raise _Settled
+
+    def _read(self, inbox_id: str) -> EventRow | None:
+        table = self._table
+        rows = self._engine.registry.select(
+            "event", table, lambda: table.select().where(table.id == Slot("id")), {"id": inbox_id}
+        )
+        return rows[0] if rows else None
 
 
 def _count(unit: Unit, workflow: str | None, key: str | None, change: int) -> None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from peewee import fn
+from peewee import Model, fn
 
 from smi_workflow.engine.database import Slot, Statement, read_stamp, readable, stamp
 from smi_workflow.engine.declaration import Owed
@@ -23,12 +23,17 @@ from smi_workflow.engine.tables import EffectRow, EffectState, Tables
 GRACE = timedelta(seconds=1)
 
 
+M = TypeVar("M", bound=Model)
+
+
 class _Statements(Protocol):
     """The compiled statements that the outbox shares with its engine."""
 
     tables: Tables
 
     def statement(self, key: object, build: Any) -> Statement: ...
+
+    def select(self, key: object, model: type[M], build: Any, values: Mapping[str, object]) -> list[M]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +151,9 @@ class Outbox:
         )
         if cursor.rowcount != 1:
             return None
-        return table.get_by_id(effect_id)
+        return self._registry.select(
+            "claimed", table, lambda: table.select().where(table.id == Slot("id")), {"id": effect_id}
+        )[0]
 
     def renew(self, lease: Lease, now: datetime, duration: timedelta) -> bool:
         """Extend a lease that still stands; False when it was lost. One statement, its own commit."""

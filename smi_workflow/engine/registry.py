@@ -35,7 +35,7 @@ class Registry:
         self.models = models
         self.chance = chance
         self._statements: dict[object, Statement] = {}
-        self._converters: dict[str, tuple[list[str], list[Any]]] = {}
+        self._converters: dict[type[Model], tuple[list[str], list[Any]]] = {}
 
     def workflow(self, name: str) -> Workflow:
         """The declared workflow of this name."""
@@ -62,17 +62,38 @@ class Registry:
             query = model.select().where(getattr(model, flow.key) == Slot("key"))
             return query.for_update() if lock and not is_sqlite(self.database) else query
 
-        names, converters = self._columns(flow)
-        cursor = self.statement(("read", flow.name, lock), build).run({"key": key})
-        rows = rows_as(model, names, converters, cursor)
+        rows = self.select(("read", flow.name, lock), model, build, {"key": key})
         return rows[0] if rows else None
 
-    def _columns(self, flow: Workflow) -> tuple[list[str], list[Any]]:
-        found = self._converters.get(flow.name)
+    def select(
+        self, key: object, model: type[M], build: Callable[[], Any], values: Mapping[str, object]
+    ) -> list[M]:
+        """Rows of a bound model by a compiled query over all its columns.
+
+        Args:
+            key: names the query; it is built on first use.
+            build: e.g. `lambda: model.select().where(model.name == Slot("name"))`.
+        """
+        names, converters = self._columns(model)
+        return rows_as(model, names, converters, self.statement(key, build).run(values))
+
+    def insert(self, row: Model) -> None:
+        """Write a new row of a bound model, by a statement compiled once for its columns."""
+        model, fields = type(row), row._meta.fields
+        names = tuple(sorted(row.__data__))
+        values = {name: fields[name].db_value(row.__data__[name]) for name in names}
+
+        def build() -> Any:
+            return model.insert({name: Slot(name) for name in names})
+
+        self.statement(("insert", model, names), build).run(values)
+
+    def _columns(self, model: type[Model]) -> tuple[list[str], list[Any]]:
+        found = self._converters.get(model)
         if found is None:
-            fields = self.bound(flow.model)._meta.sorted_fields
+            fields = model._meta.sorted_fields
             plain = {"VARCHAR", "TEXT", "LONGTEXT", "INT", "BIGINT", "AUTO", "BIGAUTO"}
             names = [item.name for item in fields]
             found = names, [None if item.field_type in plain else item.python_value for item in fields]
-            self._converters[flow.name] = found
+            self._converters[model] = found
         return found

@@ -133,7 +133,7 @@ class Unit:
         model = self.registry.bound(flow.model)
         stamps = {flow.touched_column: self.now} if flow.touched_column is not None else {}
         row = model(**{**stamps, **columns, flow.state_column: flow.initial, "version": 1, "visit": 1})
-        row.save(force_insert=True)
+        self.registry.insert(row)
         reach(Point.ROW_WRITTEN)
         key = str(getattr(row, flow.key))
         self._rows[(workflow, key)] = row

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from smi_workflow.engine.declaration import Case
-from smi_workflow.jobs.model import Job, JobStatus, Payment, PaymentRole, PaymentStatus, Refund, RefundState
+from smi_workflow.jobs.model import Job, JobStatus, Payment, PaymentRole, PaymentStatus, Refund
 from smi_workflow.jobs.pricing import from_cents
 from smi_workflow.jobs.tokens import download_token, token_hash
 
@@ -232,6 +232,12 @@ def finish_refund(case: Case[Refund]) -> None:
     _tell_job(case, "refund_settled", {"is_ours": True})
 
 
+def note_found(case: Case[Refund]) -> None:
+    """It was made at Stripe and is settled; whoever recorded it tells the job."""
+    note_submitted(case)
+    _count_refunded(case, case.row.payment_intent_id, case.row.cents)
+
+
 def lose_refund(case: Case[Refund]) -> None:
     case.record(code=case.facts.get("code", ""))
     _tell_job(case, "refund_failed", {})
@@ -285,22 +291,20 @@ def _count_refunded(case: Case[Any], intent: str, cents: int) -> None:
 
 
 def _note_foreign_refund(case: Case[Job]) -> None:
-    """A refund made at Stripe, not by us. Its row is unique, so it counts once however many events tell of it."""
+    """A refund made at Stripe, not by us. Its id is unique, so it counts once however many events tell of it."""
     facts = case.facts
-    case.unit.bound(Refund).insert(
-        refund_id=str(uuid.UUID(case.unit.new_id())), job_id=case.row.job_id, reason="made at Stripe",
-        payment_intent_id=facts["payment_intent_id"], role=facts.get("role", "sale"), cents=facts["amount_cents"],
-        currency=facts["currency"], state=RefundState.SUCCEEDED, stripe_refund_id=facts["stripe_refund_id"],
-        version=1, visit=1, created_at=case.now, updated_at=case.now,
-    ).execute()  # fmt: skip
-    _count_refunded(case, facts["payment_intent_id"], facts["amount_cents"])
+    refund_id = _start_refund(
+        case, facts["payment_intent_id"], facts["amount_cents"], facts["currency"], facts.get("role", "sale"),
+        "made at Stripe", stripe_refund_id=facts["stripe_refund_id"],
+    )  # fmt: skip
+    case.unit.fire("refund", refund_id, "found_at_stripe", actor=case.actor, reason=case.reason, facts=facts)
 
 
 def _start_refund(
-    case: Case[Job], intent: str, cents: int, currency: str, role: PaymentRole, reason_code: str
+    case: Case[Job], intent: str, cents: int, currency: str, role: str, reason_code: str, **columns: object
 ) -> str:
     refund_id = str(uuid.UUID(case.unit.new_id()))
-    columns = {
+    columns |= {
         "refund_id": refund_id, "job_id": case.row.job_id, "payment_intent_id": intent, "cents": cents,
         "currency": currency, "role": role, "reason": reason_code, "created_at": case.now,
     }  # fmt: skip

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 from email_validator import EmailNotValidError, validate_email
 
+from smi_workflow.engine.database import Slot
 from smi_workflow.engine.fire import Engine, Option
 from smi_workflow.engine.points import Point, reach
-from smi_workflow.engine.tables import EffectState, Transition
+from smi_workflow.engine.tables import EffectRow, EffectState, Transition
 from smi_workflow.engine.unit import Applied, Unit
 from smi_workflow.errors import InvalidInput, UnknownJob, UnknownSubject
 from smi_workflow.jobs.model import Job, JobStatus, PaymentStatus
@@ -109,7 +110,7 @@ class JobManager:
         wanted = _read_order(order)
         price = self.quote(wanted.image_width, wanted.image_height, wanted.resolution)
         job_id = self._job_id(idempotency_key)
-        earlier = self._table.get_or_none(self._table.job_id == job_id)
+        earlier = self._read(job_id)
         if earlier is not None:
             return self._same_order(earlier, wanted)
         source = self._keep_source(job_id, wanted.image_url, (wanted.image_width, wanted.image_height))
@@ -135,7 +136,7 @@ class JobManager:
         }
 
         def work(unit: Unit) -> None:
-            if self._table.get_or_none(self._table.job_id == job_id) is None:
+            if self._read(job_id) is None:
                 unit.start("job", columns, actor=actor)
             # The buyer waits for the checkout: it is opened here, so nobody needs to ring for it.
             unit.bells = [bell for bell in unit.bells if bell.actor_name != CHECKOUT]
@@ -240,6 +241,10 @@ class JobManager:
         known = self._table.select(self._table.job_id).where(self._table.job_id.in_(made)).first()
         return made[0] if known is None else str(known.job_id)
 
+    def _read(self, job_id: str) -> Job | None:
+        job: Job | None = self._engine.registry.read(self._engine.workflows["job"], job_id)
+        return job
+
     def _same_order(self, job: Job, wanted: NewJob) -> Job:
         fields = ("image_url", "resolution", "image_width", "image_height", "post_id", "attachment_id")
         different = [name for name in fields if getattr(job, name) != getattr(wanted, name)]
@@ -250,14 +255,21 @@ class JobManager:
     def _open_checkout(self, job_id: str) -> Job:
         """Run what opens the checkout here and now, or wait for whoever was quicker and is at it."""
         effects = self._engine.tables.effects
-        owed = (effects.workflow == "job") & (effects.subject_id == job_id) & (effects.name == CHECKOUT)
+
+        def build() -> Any:
+            owed = (effects.workflow == "job") & (effects.subject_id == Slot("job_id"))
+            return effects.select().where(owed & (effects.name == CHECKOUT))
+
+        def owed() -> list[EffectRow]:
+            return self._engine.registry.select("checkouts", effects, build, {"job_id": job_id})
+
         for _ in range(CHECKOUT_LOOKS):
             job = self.get_job(job_id)
             if job.checkout_url is not None or job.status != JobStatus.AWAITING_PAYMENT:
                 return job
-            for effect in effects.select(effects.id).where(owed):
+            for effect in owed():
                 self._perform(effect.id)
-            if not effects.select().where(owed & (effects.state == EffectState.CLAIMED)).exists():
+            if not any(effect.state == EffectState.CLAIMED for effect in owed()):
                 break
             self._pause(CHECKOUT_LOOK_SECONDS)
         return self.get_job(job_id)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from smi_workflow.engine.declaration import Effect, Move, Parent, State
+from smi_workflow.engine.declaration import Case, Effect, Move, Parent, State
 from smi_workflow.engine.workflow import Workflow
 from smi_workflow.jobs import changes, guards
 from smi_workflow.jobs.model import Refund, RefundState
@@ -18,6 +18,11 @@ REQUESTED, SUBMITTED, SUCCEEDED, FAILED = RefundState
 SUBMIT_REFUND = Effect("submit_refund", queue="payments", failure="fail", attempts=84, retry_seconds_max=3600)
 CHECK_REFUND = Effect("check_refund", queue="payments", harmless="Stripe's webhook tells as well", attempts=1000)
 REFUND_OVERDUE = Effect("refund_overdue", queue="payments", harmless="its history shows the wait", attempts=10)
+
+
+def is_not_at_stripe(case: Case[Refund]) -> bool:
+    return case.row.stripe_refund_id is None
+
 
 REFUND = Workflow(
     name="refund",
@@ -33,7 +38,10 @@ REFUND = Workflow(
             REQUESTED,
             "to be sent to Stripe",
             waiting=True,
-            owes=(SUBMIT_REFUND.now(), REFUND_OVERDUE.later(lambda case: timedelta(hours=72), deadline=True)),
+            owes=(
+                SUBMIT_REFUND.now(when=is_not_at_stripe),
+                REFUND_OVERDUE.later(lambda case: timedelta(hours=72), deadline=True),
+            ),
         ),
         State(
             SUBMITTED,
@@ -56,6 +64,14 @@ REFUND = Workflow(
             guards=(guards.refund_matches,),
             change=changes.finish_refund,
             by="effect, Stripe",
+        ),
+        Move(
+            "found_at_stripe",
+            REQUESTED,
+            SUCCEEDED,
+            (guards.refund_matches,),
+            change=changes.note_found,
+            by="Stripe",
         ),
         Move("fail", (REQUESTED, SUBMITTED), FAILED, change=changes.lose_refund, by="effect, Stripe"),
         Move("fail", SUCCEEDED, FAILED, change=changes.lose_settled_refund, by="Stripe"),
