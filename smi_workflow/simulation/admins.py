@@ -1,15 +1,13 @@
-"""Owns what admins do, at any moment and not always wisely. Called by shop.py."""
+"""Owns what admins do, at any moment and not always wisely. Called by sale.py."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smi_workflow.errors import SmiError
 from smi_workflow.jobs.model import JobStatus
+from smi_workflow.simulation.shop import Shop
 from smi_workflow.simulation.stage import Unreachable
-
-if TYPE_CHECKING:
-    from smi_workflow.simulation.shop import Shop
 
 ACTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("retry", {}),

@@ -1,4 +1,4 @@
-"""Owns the last judgement: what the providers' own books say, against what ours say. Called by shop.py.
+"""Owns the last judgement: what the providers' own books say, against what ours say. Called by sale.py.
 
 It looks at nothing the engine has concluded: charges, refunds, mails and files on one side, rows on the other.
 """
@@ -16,7 +16,7 @@ from smi_workflow.jobs.model import Job, JobStatus, Payment, Refund, RefundState
 from smi_workflow.simulation.stripe import Books, Charge
 from smi_workflow.simulation.upsampler import Work
 
-# What an admin may do to goods and money, on record; Stripe's own acts are those of buyers, banks and the dashboard.
+# What an admin may do to goods and money, on record.
 BY_HAND = ("override", "retry", "refund", "resend", "fail", "erase", "purge", "amend")
 
 
@@ -59,7 +59,9 @@ def _judge_charge(
         return f"{charge.intent} was charged, and is not on record"
     if (payment.cents, payment.currency, payment.livemode) != (charge.cents, charge.currency, charge.livemode):
         return f"{charge.intent}: {charge.cents} {charge.currency} were charged, {payment.cents} are on record"
-    settled = sum(one.cents for one in books.refunds.values() if one.intent == charge.intent and _is_back(one.status))
+    settled = sum(
+        one.cents for one in books.refunds.values() if one.intent == charge.intent and _is_back(one.status)
+    )
     if settled != payment.refunded_cents:
         return f"{charge.intent}: {settled} were refunded, {payment.refunded_cents} are on record"
     if settled > charge.cents:

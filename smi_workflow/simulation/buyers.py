@@ -1,17 +1,16 @@
-"""Owns what buyers do: order, pay, leave, pay twice, go to the bank. Called by shop.py."""
+"""Owns what buyers do: order, pay, leave, pay twice, go to the bank. Called by sale.py."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from smi_workflow.engine.points import Point, reach
 from smi_workflow.errors import ServiceError, SmiError
 from smi_workflow.jobs.model import Job
+from smi_workflow.simulation.shop import Shop
 from smi_workflow.simulation.stage import Unreachable
 from smi_workflow.simulation.stripe import Charge, Session
-
-if TYPE_CHECKING:
-    from smi_workflow.simulation.shop import Shop
 
 SIZES = ((40, 30), (640, 480), (1000, 900))
 BETWEEN_SECONDS = 60.0
@@ -30,16 +29,18 @@ class Buyers:
         """They come one after the other, some at once."""
         moment = 0.0
         for number in range(self._count):
-            moment += self._stage.random.expovariate(1 / BETWEEN_SECONDS) if self._stage.random.random() < 0.7 else 0.0
-            self._shop.employ(f"buyer {number}", lambda number=number: self._buy(number), after=moment + 0.001)
+            moment += (
+                self._stage.random.expovariate(1 / BETWEEN_SECONDS) if self._stage.random.random() < 0.7 else 0.0
+            )
+            self._shop.employ(f"buyer {number}", partial(self._buy, number), after=moment + 0.001)
 
     def _buy(self, number: int) -> None:
         stage, random = self._stage, self._stage.random
         width, height = SIZES[random.randrange(len(SIZES))]
         order = {
-            "image_url": f"https://photos.example.org/{width}x{height}.png", "resolution": random.choice(("4x", "8x")),
-            "image_width": width, "image_height": height, "post_id": number,
-            "email": f"buyer{number}@example.org" if random.random() < 0.7 else None,
+            "image_url": f"https://photos.example.org/{width}x{height}.png",
+            "resolution": random.choice(("4x", "8x")), "image_width": width, "image_height": height,
+            "post_id": number, "email": f"buyer{number}@example.org" if random.random() < 0.7 else None,
         }  # fmt: skip
         if stage.faults.strikes("buyer"):
             stage.spawn(f"buyer {number} clicks twice", lambda: self._click(number, order))

@@ -1,4 +1,4 @@
-"""Owns what may happen to a call to a provider: refused, unanswered, slow, interrupted. Called by the providers."""
+"""Owns what may befall a call to a provider: refused, unanswered, slow, interrupted. Called by the providers."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ Called by simulation.py; shop.py is the sale's own, and a user's workflow brings
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -78,11 +78,8 @@ class StageKeeper(LeaseKeeper):
         self._keepers: dict[tuple[Process | None, int], LeaseKeeper] = {}
         self._at_work: set[tuple[Process | None, int]] = set()
 
-    def keeping(self, lease: Lease) -> AbstractContextManager[None]:
-        return self._keeping(lease)
-
     @contextmanager
-    def _keeping(self, lease: Lease) -> Iterator[None]:
+    def keeping(self, lease: Lease) -> Iterator[None]:
         agent = self._stage.agent()
         mine = (agent.process, agent.life)
         keeper = self._keepers.setdefault(mine, LeaseKeeper(self._engine, by_itself=False))

@@ -1,9 +1,9 @@
-"""Owns the simulated shop: both releases of the real code, and the providers around them. Called by simulation.py."""
+"""Owns the simulated shop: both releases of the real code, and the providers around them. Called by sale.py."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from smi_workflow.app import MIGRATIONS, WORKFLOWS, App
 from smi_workflow.effects.world import Outside
 from smi_workflow.engine.declaration import Owed
-from smi_workflow.engine.invariants import ENGINE_INVARIANTS, Violation
+from smi_workflow.engine.invariants import ENGINE_INVARIANTS, Invariant
 from smi_workflow.engine.migrate import migrate
 from smi_workflow.engine.points import Point, reach
 from smi_workflow.engine.workflow import Workflow
@@ -22,9 +22,6 @@ from smi_workflow.intake import STRIPE, UPSAMPLER, reduce_stripe_event
 from smi_workflow.integrations.letters import LetterWriter
 from smi_workflow.jobs.invariants import SALE_INVARIANTS
 from smi_workflow.settings import Settings
-from smi_workflow.simulation.admins import Admins
-from smi_workflow.simulation.books import judge
-from smi_workflow.simulation.buyers import Buyers
 from smi_workflow.simulation.calls import Caller
 from smi_workflow.simulation.files import SimulatedMailer, SimulatedNetwork, SimulatedStorage
 from smi_workflow.simulation.scenario import Props, Release
@@ -56,9 +53,15 @@ class Shop:
         )  # fmt: skip
         self.apps = {
             name: App(
-                self.settings, ring=props.broker.ring, clock=props.clock, chance=props.chance, outside=outside,
-                workflows=workflows, keeper=props.keeper, pause=props.stage.sleep,
-            )  # fmt: skip
+                self.settings,
+                ring=props.broker.ring,
+                clock=props.clock,
+                chance=props.chance,
+                outside=outside,
+                workflows=workflows,
+                keeper=props.keeper,
+                pause=props.stage.sleep,
+            )
             for name, workflows in (("present", WORKFLOWS), ("older", OLDER))
         }
         self.app = self.apps["present"]
@@ -66,25 +69,16 @@ class Shop:
         for app in self.apps.values():
             # The simulated crashes are not power cuts: the file need not reach the disk.
             app.database.execute_sql("PRAGMA synchronous = OFF")  # type: ignore[no-untyped-call]
-        self.releases = {
+        self.releases: Mapping[str, Release] = {
             name: Release(app.engine, app.performer, app.inbox) for name, app in self.apps.items()
         }
-        self.invariants = (*ENGINE_INVARIANTS, *SALE_INVARIANTS)
+        self.invariants: Sequence[Invariant] = (*ENGINE_INVARIANTS, *SALE_INVARIANTS)
         self.busy = 0
         self._events = 0
-
-    def begin(self, count: int) -> None:
-        """Let so many buyers come, and admins act among them."""
-        Buyers(self, count).come()
-        Admins(self, count).act()
 
     def is_finished(self) -> bool:
         """Whether buyers and admins have done what they wanted to."""
         return self.busy == 0
-
-    def verdict(self) -> Iterator[Violation]:
-        """Compare our books with the providers'."""
-        yield from judge(self.app, self.stripe.books, self.mailer.sent, self.upsampler.works)
 
     # -- who does what --------------------------------------------------------------------------------------------
 
@@ -119,8 +113,9 @@ class Shop:
             "id": f"evt_{self._events:08d}", "type": kind, "livemode": bool(body.get("livemode")),
             "data": {"object": body},
         }  # fmt: skip
-        # A refund made on Stripe's own page is nothing that we could ask after.
-        can_be_asked = kind.startswith(FOUND_OUT) and not (kind.startswith("refund") and not body["metadata"])
+        # We ask after our own refunds only, and not any more once they had succeeded.
+        is_known = bool(body.get("metadata")) and body.get("status") != "failed"
+        can_be_asked = kind.startswith(FOUND_OUT) and (is_known or "refund" not in kind)
 
         def take(app: App) -> None:
             kept = json.dumps(reduce_stripe_event(event), allow_nan=False)
@@ -170,9 +165,10 @@ def settings_of(props: Props) -> Settings:
     return Settings(
         _env_file=None,  # type: ignore[call-arg]
         var_dir=props.folder, database_url=f"sqlite:///{props.folder / 'simulation.sqlite3'}",
-        secret_key=(SecretStr("simulated " * 4),), stripe_api_key=SecretStr("sk_test_simulated"),
-        stripe_webhook_secret=(SecretStr("whsec_simulated"),), upsampler_api_key=SecretStr("simulated"),
-        public_url="https://shop.example.com", admin_email="admin@shop.example.com", result_hosts=("*.example.com",),
+        secret_key=(SecretStr("simulated " * 4),), result_hosts=("*.example.com",),
+        stripe_api_key=SecretStr("sk_test_simulated"), stripe_webhook_secret=(SecretStr("whsec_simulated"),),
+        upsampler_api_key=SecretStr("simulated"),
+        public_url="https://shop.example.com", admin_email="admin@shop.example.com",
         stripe_api_base="https://stripe.example.com", upsampler_api_base="https://upsampler.example.com",
     )  # fmt: skip
 
@@ -191,7 +187,8 @@ def without(flow: Workflow, *, effect: str, trigger: str) -> Workflow:
             for move in flow.moves
             if move.trigger != trigger
         ),
-        started_by=flow.started_by, start_hook=flow.start_hook, parent=flow.parent, touched_column=flow.touched_column,
+        started_by=flow.started_by, start_hook=flow.start_hook, parent=flow.parent,
+        touched_column=flow.touched_column,
     )  # fmt: skip
 
 

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import peewee
+from peewee import fn
 
 from smi_workflow.engine import points
-from smi_workflow.engine.database import read_stamp
+from smi_workflow.engine.database import Slot, read_stamp
 from smi_workflow.engine.invariants import Invariants
 from smi_workflow.engine.points import Point
 from smi_workflow.engine.relay import Relay
+from smi_workflow.engine.tables import EffectState, EventState
 from smi_workflow.engine.unit import EVENT_ACTOR
 from smi_workflow.errors import SmiError
 from smi_workflow.simulation.broker import Broker, Message
@@ -38,6 +40,7 @@ THREADS = 8
 RING_AGAIN = timedelta(seconds=5)
 CALM_LIMIT = timedelta(days=90)
 STEPS_PER_SUBJECT_MAX = 20_000
+STORY_LINES = 400
 
 
 @dataclass(slots=True)
@@ -69,11 +72,21 @@ class Simulation:
         rates: kind of fault → how often.
     """
 
-    def __init__(self, build: Build, *, seed: int, count: int, rates: Mapping[str, float], folder: Path) -> None:
+    def __init__(
+        self,
+        build: Build,
+        *,
+        seed: int,
+        count: int,
+        rates: Mapping[str, float],
+        folder: Path,
+        keep_story: bool = False,
+    ) -> None:
         self.stage = Stage(seed, dict(rates))
         self.broker = Broker(self.stage)
         self.count = count
         self.seed = seed
+        self.keep_story = keep_story
         props = Props(
             self.stage, self.broker, StageClock(self.stage), StageChance(self.stage),
             lambda engine: StageKeeper(engine, self.stage), folder,
@@ -87,6 +100,8 @@ class Simulation:
         self.watch = Watch(self.stage, self.scenario.releases, invariants)
         self.stage.on_death = self._restart_later
         self._relays: dict[tuple[str, int], Relay] = {}
+        flows = [flow for one in self.scenario.releases.values() for flow in one.engine.workflows.values()]
+        self._queues = sorted({effect.queue for flow in flows for effect in flow.effects().values()})
         self._swept = False
         self._calm_since: datetime | None = None
 
@@ -104,14 +119,14 @@ class Simulation:
                 self.watch.everywhere()
             except Violated as violated:
                 report.failure = violated
-            except Exception as fault:
+            except Exception as fault:  # noqa: BLE001 - whatever it is, it is a find
                 text = "".join(traceback.format_exception(fault)[-4:])
                 report.failure = Violated("no fault of our own", text)
             finally:
                 self._describe(report)
                 self.stage.close()
         for release in self.scenario.releases.values():
-            release.database.close()  # type: ignore[no-untyped-call]
+            release.database.close()
         report.seconds = time.perf_counter() - began
         return report
 
@@ -209,7 +224,7 @@ class Simulation:
         return True
 
     def _let_time_pass(self) -> bool:
-        """Nobody can go on: let the relay look, then let time pass until something can. False when all is at rest."""
+        """Nobody can go on: let the relay look, then let time pass until something can; False at rest."""
         stage = self.stage
         if not self._swept and self._sweep():
             self._swept = True
@@ -224,13 +239,13 @@ class Simulation:
             # What is due already has been rung for: the ring is given its time, or was lost.
             wakes.append(due if due > stage.time else stage.time + RING_AGAIN)
         if not wakes:
-            return self._calm_since is None and not self._calm_down()
+            return False
         stage.time = max(stage.time, min(wakes))
         if self._calm_since is not None and stage.time - self._calm_since > CALM_LIMIT:
             raise Violated("everything comes to rest", f"something is still owed {CALM_LIMIT.days} days later")
         return True
 
-    def _calm_down(self) -> bool:
+    def _calm_down(self) -> None:
         """The time of faults is over: every process is up, and on the present release."""
         stage = self.stage
         stage.tell("calm")
@@ -242,31 +257,28 @@ class Simulation:
                 stage.kill(process, "deploy")
             if not process.alive:
                 stage.revive(process)
-        return False
 
     def _next_due(self) -> datetime | None:
         engine = self.present.engine
         effects, events = engine.tables.effects, engine.tables.events
-        execute = self.present.database.connection().execute  # type: ignore[no-untyped-call]
+        statement = engine.registry.statement
         found = []
-        queries = [
-            (f"SELECT min(due_at) FROM \"{effects._meta.table_name}\" WHERE state = 'due' AND queue = ?", (queue,))  # noqa: S608
-            for queue in self._queues()
-        ]
-        queries += [
-            (f"SELECT min(lease_until) FROM \"{effects._meta.table_name}\" WHERE state = 'claimed'", ()),  # noqa: S608
-            (f"SELECT min(due_at) FROM \"{events._meta.table_name}\" WHERE state = 'received'", ()),  # noqa: S608
-            (f"SELECT min(due_at) FROM \"{events._meta.table_name}\" WHERE state = 'parked'", ()),  # noqa: S608
-        ]
-        for query, values in queries:
-            moment = read_stamp(execute(query, values).fetchone()[0])
+        of_queue = lambda: effects.select(fn.MIN(effects.due_at)).where(  # noqa: E731
+            (effects.state == EffectState.DUE.value) & (effects.queue == Slot("queue"))
+        )
+        of_leases = lambda: effects.select(fn.MIN(effects.lease_until)).where(  # noqa: E731
+            effects.state == EffectState.CLAIMED.value
+        )
+        of_events = lambda: events.select(fn.MIN(events.due_at)).where(events.state == Slot("state"))  # noqa: E731
+        cursors = [statement("next of queue", of_queue).run({"queue": queue}) for queue in self._queues]
+        cursors.append(statement("next lease", of_leases).run({}))
+        for state in (EventState.RECEIVED, EventState.PARKED):
+            cursors.append(statement("next event", of_events).run({"state": state.value}))
+        for cursor in cursors:
+            moment = read_stamp(cursor.fetchone()[0])
             if moment is not None:
                 found.append(moment + timedelta(milliseconds=1))
         return min(found, default=None)
-
-    def _queues(self) -> list[str]:
-        flows = [flow for release in self.scenario.releases.values() for flow in release.engine.workflows.values()]
-        return sorted({effect.queue for flow in flows for effect in flow.effects().values()})
 
     # -- the report -----------------------------------------------------------------------------------------------
 
@@ -276,17 +288,35 @@ class Simulation:
         report.simulated = stage.time - START
         report.faults = dict(sorted(stage.faults.struck.items()))
         tables = self.present.engine.tables
-        report.triggers = _count(self.present, tables.transitions, "workflow || ' ' || trigger")
-        report.effects = _count(self.present, tables.effects, "name || ' ' || state")
-        report.events = _count(self.present, tables.events, "kind || ' ' || state")
+        report.triggers = _count(tables.transitions, "workflow", "trigger")
+        report.effects = _count(tables.effects, "name", "state")
+        report.events = _count(tables.events, "kind", "state")
         report.digest = stage.digest.hexdigest()
-        report.story = stage.lines
+        if self.keep_story:
+            report.story = stage.lines
+        elif report.failure is not None:
+            report.story = self._story_of(report.failure)
+
+    def _story_of(self, failure: Violated) -> list[str]:
+        """What happened to the subject that it went wrong with, and to the processes meanwhile."""
+        if failure.subject is None:
+            return self.stage.lines[-STORY_LINES:]
+        tables, (workflow, key) = self.present.engine.tables, failure.subject
+        effects, events = tables.effects, tables.events
+        mine = effects.select(effects.id).where((effects.workflow == workflow) & (effects.subject_id == key))
+        about = events.select(events.id).where(events.payload.contains(key))
+        names = [key, *(row.id[:12] for row in mine), *(row.id[:12] for row in about)]
+        told = [
+            line for line in self.stage.lines
+            if any(word in line for word in (*names, " dies: ", " starts, ", " calm"))
+        ]  # fmt: skip
+        return told[-STORY_LINES:]
 
 
-def _count(release: Release, model: Any, what: str) -> dict[str, int]:
-    sql = f'SELECT {what}, count(*) FROM "{model._meta.table_name}" GROUP BY 1 ORDER BY 1'  # noqa: S608
-    execute = release.database.connection().execute  # type: ignore[no-untyped-call]
-    return dict(execute(sql).fetchall())
+def _count(model: Any, *what: str) -> dict[str, int]:
+    first, second = (getattr(model, name) for name in what)
+    query = model.select(first, second, fn.COUNT(model.id)).group_by(first, second).order_by(first, second)
+    return {f"{one} {other}": count for one, other, count in query.tuples()}
 
 
 def _ignore(value: object) -> None:
@@ -310,10 +340,16 @@ def _listening() -> Iterator[None]:
         logger.setLevel(before[1])
 
 
-def simulate(build: Build, *, seed: int, count: int, rates: Mapping[str, float]) -> Report:
-    """Run one seed in a folder of its own, which is removed afterwards."""
+def simulate(
+    build: Build, *, seed: int, count: int, rates: Mapping[str, float], keep_story: bool = False
+) -> Report:
+    """Run one seed in a folder of its own, which is removed afterwards.
+
+    Args:
+        keep_story: keep every line of it; otherwise only those that explain a failure.
+    """
     folder = Path(tempfile.mkdtemp(prefix="smi-simulation-"))
     try:
-        return Simulation(build, seed=seed, count=count, rates=rates, folder=folder).run()
+        return Simulation(build, seed=seed, count=count, rates=rates, folder=folder, keep_story=keep_story).run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

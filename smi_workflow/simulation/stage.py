@@ -44,6 +44,9 @@ class Violated(BaseException):
         self.subject = subject
         super().__init__(f"{name}: {text}")
 
+    def __reduce__(self) -> tuple[type[Violated], tuple[str, str, tuple[str, str] | None]]:
+        return Violated, (self.name, self.text, self.subject)
+
 
 @dataclass(eq=False, slots=True)
 class Process:

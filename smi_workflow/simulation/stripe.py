@@ -101,7 +101,9 @@ class SimulatedStripe(StripeApi):
                 raise ServiceRefused("stripe", "expires_at is out of range", code="parameter_invalid", status=400)
             session = Session(self._id("cs"), job_id, amount_cents, currency, expires_at, email)
             self.books.sessions[session.id] = session
-            self._stage.spawn(f"stripe expires {session.id}", lambda: self.expire(session), after=ahead.total_seconds())
+            self._stage.spawn(
+                f"stripe expires {session.id}", lambda: self.expire(session), after=ahead.total_seconds()
+            )
             return self._session(session)
 
         return self._keyed("create session", key, (job_id, amount_cents, currency, expires_at, email), create)
@@ -130,7 +132,7 @@ class SimulatedStripe(StripeApi):
     def retrieve_charge_intent(self, charge_id: str) -> str | None:
         raise Violated("the simulation knows every call", "retrieve_charge_intent is not simulated")
 
-    def list_events(self, **filters: Any) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+    def list_events(self, **filters: Any) -> Iterator[dict[str, Any]]:
         raise Violated("the simulation knows every call", "list_events is not simulated")
 
     def create_refund(
@@ -162,7 +164,13 @@ class SimulatedStripe(StripeApi):
     # -- what buyers and banks do ---------------------------------------------------------------------------------
 
     def pay(
-        self, session: Session, *, email: str, cents: int | None = None, livemode: bool = False, delayed: bool = False
+        self,
+        session: Session,
+        *,
+        email: str,
+        cents: int | None = None,
+        livemode: bool = False,
+        delayed: bool = False,
     ) -> Charge | None:
         """Press Pay; None when the page is closed."""
         if session.status != "open":
@@ -286,8 +294,9 @@ class SimulatedStripe(StripeApi):
             id=session.id, url=f"https://pay.example/{session.id}" if session.status == "open" else None,
             status=session.status, payment_status=session.payment_status, payment_intent=session.intent,
             amount_total_cents=session.cents if session.paid_cents is None else session.paid_cents,
-            currency=session.currency, livemode=self._livemode(session), expires_at=session.expires_at.astimezone(UTC),
-            email=session.email, metadata={"job_id": session.job_id},
+            currency=session.currency, livemode=self._livemode(session),
+            expires_at=session.expires_at.astimezone(UTC), email=session.email,
+            metadata={"job_id": session.job_id},
         )  # fmt: skip
 
     def _livemode(self, session: Session) -> bool:
@@ -304,7 +313,9 @@ class SimulatedStripe(StripeApi):
     def _tell_charged(self, charge: Charge) -> None:
         metadata = {"job_id": charge.job_id}
         self._tell("payment_intent.succeeded", {"id": charge.intent, "metadata": metadata})
-        self._tell("charge.succeeded", {"id": charge.charge, "payment_intent": charge.intent, "metadata": metadata})
+        self._tell(
+            "charge.succeeded", {"id": charge.charge, "payment_intent": charge.intent, "metadata": metadata}
+        )
 
     @staticmethod
     def _session_body(session: Session, livemode: bool) -> dict[str, Any]:
@@ -325,5 +336,3 @@ class SimulatedStripe(StripeApi):
     def _id(self, prefix: str) -> str:
         self._count += 1
         return f"{prefix}_{self._count:08d}"
-
-

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from smi_workflow.errors import ServiceRefused
-from smi_workflow.integrations.upsampler_api import Upscale, UpscaleStatus, UpsamplerClient
+from smi_workflow.integrations.upsampler_api import UpsamplerClient, Upscale, UpscaleStatus
 from smi_workflow.simulation.calls import Caller
 
 Tell = Callable[[str, dict[str, Any]], None]

@@ -10,7 +10,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from smi_workflow.engine.database import Slot
 from smi_workflow.engine.invariants import Invariants, Violation
+from smi_workflow.engine.outbox import Lease
 from smi_workflow.engine.tables import EffectState
 from smi_workflow.simulation.scenario import Release
 from smi_workflow.simulation.stage import Agent, Stage, Violated
@@ -32,14 +34,8 @@ class Watch:
         self._tokens: dict[str, str] = {}
         self._settled: set[str] = set()
         self.checked = 0
-        table = self._engine.tables
-        self._new = f"SELECT id, workflow, subject_id FROM {_name(table.transitions)} WHERE id > ?"  # noqa: S608
-        self._effect = (
-            f"SELECT state, attempts, lease_token, visit, survives, workflow, subject_id "  # noqa: S608
-            f"FROM {_name(table.effects)} WHERE id = ?"
-        )
         stage.check_call = self.check_call
-        stage.on_lease = lambda lease: _ignore(self._tokens.setdefault(lease.effect_id, lease.token))
+        stage.on_lease = self._note_lease
 
     def after(self, agent: Agent | None) -> None:
         """Check whatever the last step may have changed.
@@ -68,11 +64,13 @@ class Watch:
         if agent.lease is not None:
             row = self._read(agent.lease.effect_id)
             if row is None or row[1] < 1:
-                raise Violated("the attempt is on record before the call", f"{name} was called without", agent.subject)
+                raise Violated(
+                    "the attempt is on record before the call", f"{name} was called without", agent.subject
+                )
 
     def _check_touched(self, agent: Agent | None) -> None:
         touched: dict[tuple[str, str], None] = {}
-        for number, workflow, key in _connection(self._releases[0]).execute(self._new, (self._last_transition,)):
+        for number, workflow, key in self._new_transitions():
             self._last_transition = max(self._last_transition, number)
             touched[(workflow, key)] = None
         if agent is not None:
@@ -104,8 +102,32 @@ class Watch:
                 text = f"effect {effect_id} was settled by a worker whose lease had gone to another"
                 raise Violated("a worker that comes back late cannot settle", text, agent.subject)
 
+    def _note_lease(self, lease: Lease) -> None:
+        """A claim that was made by somebody who had no message for it: a buyer who waits."""
+        row = self._read(lease.effect_id)
+        if row is not None and row[0] == EffectState.CLAIMED.value:
+            self._tokens[lease.effect_id] = row[2]
+
     def _read(self, effect_id: str) -> Any:
-        return _connection(self._releases[0]).execute(self._effect, (effect_id,)).fetchone()
+        table = self._engine.tables.effects
+        columns = (
+            table.state, table.attempts, table.lease_token, table.visit, table.survives, table.workflow,
+            table.subject_id,
+        )  # fmt: skip
+
+        def build() -> Any:
+            return table.select(*columns).where(table.id == Slot("id"))
+
+        return self._engine.registry.statement("watched effect", build).run({"id": effect_id}).fetchone()
+
+    def _new_transitions(self) -> Any:
+        table = self._engine.tables.transitions
+
+        def build() -> Any:
+            return table.select(table.id, table.workflow, table.subject_id).where(table.id > Slot("last"))
+
+        last = {"last": self._last_transition}
+        return self._engine.registry.statement("watched transitions", build).run(last).fetchall()
 
 
 class Alarm(logging.Handler):
@@ -125,11 +147,3 @@ def _violated(violation: Violation) -> Violated:
 
 def _connection(release: Release) -> Any:
     return release.database.connection()  # type: ignore[no-untyped-call]
-
-
-def _ignore(value: object) -> None:
-    """Callbacks return nothing."""
-
-
-def _name(model: Any) -> str:
-    return f'"{model._meta.table_name}"'
