@@ -193,13 +193,18 @@ class StripeReader:
         payment = self._payment_of(refund)
         if payment is None:
             return Park("the refunded payment is not on record")
-        if refund.get("status") != "succeeded" or not isinstance(refund.get("amount"), int):
-            return Ignore(f"a refund that we did not make is {refund.get('status')}")
+        status = refund.get("status")
+        ends = {"succeeded": "refund_settled", "failed": "refund_failed", "canceled": "refund_failed"}
+        trigger = ends.get(str(status))
+        if trigger is None or not isinstance(refund.get("amount"), int):
+            return Ignore(f"a refund that we did not make is {status}")
+        # One that failed is put on record as well: the news of its success may still be on its way.
         facts = {
-            "is_ours": False, "stripe_refund_id": refund["id"], "payment_intent_id": payment.payment_intent_id,
-            "amount_cents": refund["amount"], "currency": refund.get("currency"), "role": payment.role,
+            "is_ours": False, "status": status, "stripe_refund_id": refund["id"],
+            "payment_intent_id": payment.payment_intent_id, "amount_cents": refund["amount"],
+            "currency": refund.get("currency"), "role": payment.role,
         }  # fmt: skip
-        return Fire("job", payment.job_id, "refund_settled", STRIPE, facts, "refunded at Stripe")
+        return Fire("job", payment.job_id, trigger, STRIPE, facts, "refunded at Stripe")
 
     def _dispute_created(self, dispute: dict[str, Any], livemode: bool) -> Reading:
         # An inquiry withdraws nothing, and what a dispute withdraws has an event of its own.

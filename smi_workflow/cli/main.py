@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from smi_workflow.cli import demo, fire, graph, jobs, migrate, up
+from smi_workflow.cli import demo, doctor, fire, graph, jobs, migrate, simulate, up
 
 app = typer.Typer(
     name="smi",
@@ -16,8 +16,10 @@ app = typer.Typer(
 app.command()(migrate.migrate)
 app.command()(up.up)
 app.command()(demo.demo)
+app.command()(doctor.doctor)
 app.command()(graph.graph)
 app.command()(fire.fire)
+app.command(epilog=simulate.EXAMPLES)(simulate.simulate)
 app.add_typer(jobs.app, name="jobs")
 
 

@@ -65,11 +65,13 @@ def send_failure_notice(world: World, attempt: Attempt) -> Outcome:
     job: Job = attempt.row
     if not job.email:
         return _without_address(attempt)
+    # As it was when the job failed: by now all of it may be back, and that is no reason to say "not charged".
+    cents = attempt.inputs.get("amount_cents", job.refundable_cents + job.refunding_cents)
+    paid_cents = attempt.inputs.get("paid_cents", job.paid_cents)
     context = {
         "job_id": job.job_id, "reason": BUYER_REASONS.get(job.failure_code or "", BUYER_REASON_ELSE),
-        # What is still to be given back: a chargeback or an earlier refund may have taken some of it.
-        "charged": job.refundable_cents + job.refunding_cents > 0,
-        "amount": from_cents(job.refundable_cents + job.refunding_cents, job.currency), "currency": job.currency,
+        "charged": cents > 0, "returned": not cents and paid_cents > 0,
+        "amount": from_cents(cents, job.currency), "currency": job.currency,
     }  # fmt: skip
     world.send(attempt, "job_failed", job.email, context)
     return Done(note="sent")

@@ -120,12 +120,16 @@ class Case(Generic[R]):
             move.change(self)
 
     def owe(self, owes: Sequence[Owed], *, of_state: bool = True) -> None:
-        """Called by the machine on entering a state and after a move, which hushes the state's only."""
+        """Called by the machine on entering a state and after a move, which hushes the state's only.
+
+        What the state owes already, the move does not owe again.
+        """
         quiet = self.move.quiet if self.move is not None and of_state else None
         only_timers = quiet is not None and quiet(self)
-        self.owed.extend(
-            item for item in owes if (item.is_timer or not only_timers) and (item.when is None or item.when(self))
-        )
+        for item in owes:
+            due = (item.is_timer or not only_timers) and (item.when is None or item.when(self))
+            if due and item not in self.owed:
+                self.owed.append(item)
 
 
 Check = Callable[[Case[Any]], str | None]

@@ -73,24 +73,33 @@ def roll_back(
     *,
     prefix: str,
     to: str | None,
+    wordpress_tables: bool = False,
     wait_seconds: float = LOCK_WAIT_SECONDS,
 ) -> tuple[str, ...]:
     """Undo migrations, newest first. What their tables and columns held is gone.
 
     Args:
         to: the last migration that stays; None undoes the latest only.
+        wordpress_tables: as for `migrate`.
     Returns: the names undone now, in order.
     Raises:
         TransitionConflict: another process is still migrating.
         ConfigError: `to` is not applied, or the file of one that is to be undone is missing.
     """
     with _locked(database, prefix, wait_seconds), _explained("cannot roll the database back"):
-        runner = _runner(database, folder, prefix)
-        applied = [entry.name for entry in runner.status() if entry.applied]
-        if to is not None and to not in applied:
-            raise MigrationError(f"{to} is not applied")
-        newer = applied[applied.index(to) + 1 :] if to is not None else applied[-1:]
-        return tuple(runner.down(newer[0])) if newer else ()
+        runner = _runner(database, folder, prefix, wordpress_tables)
+        newer = _newer(runner, to)
+        return tuple(runner.down(newer[-1])) if newer else ()
+
+
+def would_roll_back(database: Database, folder: Path, *, prefix: str, to: str | None) -> tuple[str, ...]:
+    """What `roll_back` would undo, newest first; changes nothing.
+
+    Raises:
+        ConfigError: `to` is not applied, or the database cannot be read.
+    """
+    with _explained("cannot roll the database back"):
+        return _newer(_runner(database, folder, prefix), to)
 
 
 def status(database: Database, folder: Path, *, prefix: str) -> MigrationStatus:
@@ -132,6 +141,16 @@ def _runner(database: Database, folder: Path, prefix: str, wordpress_tables: boo
     runner.migrator.table_prefix = prefix
     runner.migrator.wordpress_tables = wordpress_tables
     return runner
+
+
+def _newer(runner: Any, to: str | None) -> tuple[str, ...]:
+    """The applied migrations after this one, newest first; the latest alone where none is named."""
+    applied = [entry.name for entry in runner.status() if entry.applied]
+    if to is not None and to not in applied:
+        names = ", ".join(applied) if applied else "nothing"
+        raise MigrationError(f"{to} is not applied (applied: {names})")
+    newer = applied[applied.index(to) + 1 :] if to is not None else applied[-1:]
+    return tuple(reversed(newer))
 
 
 @contextmanager

@@ -188,7 +188,10 @@ def settle_refund_and_fail(case: Case[Job]) -> None:
 
 def release_refund(case: Case[Job]) -> None:
     job, cents = case.row, case.facts["amount_cents"]
-    case.record(refund_id=case.facts["refund_id"], amount_cents=cents)
+    case.record(refund_id=case.facts.get("refund_id", ""), amount_cents=cents)
+    if case.facts.get("is_ours") is False:
+        _note_foreign_refund(case)
+        return
     if case.facts.get("role", "sale") != "sale":
         return
     if case.facts.get("was_settled"):

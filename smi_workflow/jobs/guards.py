@@ -220,6 +220,11 @@ def target_is_sound(case: Case[Job]) -> str | None:
     return None
 
 
+def was_made_at_stripe(case: Case[Refund]) -> str | None:
+    """It was put on record because Stripe told of it, and not asked for by us."""
+    return None if case.row.stripe_refund_id is not None else "it is ours, and Stripe has not got it yet"
+
+
 def refund_matches(case: Case[Refund]) -> str | None:
     """Stripe's refund is this one: amount, currency and payment."""
     facts, refund = case.facts, case.row

@@ -14,7 +14,7 @@ from smi_workflow.engine.declaration import ANYWHERE, Case, Delay, Effect, Move,
 from smi_workflow.engine.workflow import Workflow
 from smi_workflow.jobs import changes, guards
 from smi_workflow.jobs.model import Job, JobStatus
-from smi_workflow.jobs.telling import TELL_ADMIN, what_happened
+from smi_workflow.jobs.telling import TELL_ADMIN, money_to_return, what_happened
 
 AWAITING, PENDING, PROCESSING, COMPLETED, FAILED, ABANDONED = JobStatus
 STAYS = None
@@ -152,7 +152,7 @@ STATES = (
     State(COMPLETED, "stored; the buyer has the link", owes=(SEND_LINK.now(), *LINK_TIMERS)),
     State(FAILED, "will not be delivered; money held goes back", owes=(
         REFUND_DUE.later(until_refund, when=money_is_held),
-        SEND_FAILURE.now(),
+        SEND_FAILURE.now(money_to_return),
         TELL_ADMIN.now(what_happened),
     )),
     State(ABANDONED, "nobody paid in time", owes=(

@@ -24,6 +24,10 @@ def is_not_at_stripe(case: Case[Refund]) -> bool:
     return case.row.stripe_refund_id is None
 
 
+def has_succeeded(case: Case[Refund]) -> bool:
+    return bool(case.facts["status"] == "succeeded")
+
+
 REFUND = Workflow(
     name="refund",
     model=Refund,
@@ -69,8 +73,17 @@ REFUND = Workflow(
             "found_at_stripe",
             REQUESTED,
             SUCCEEDED,
-            (guards.refund_matches,),
+            guards=(guards.was_made_at_stripe, guards.refund_matches),
+            when=has_succeeded,
             change=changes.note_found,
+            by="Stripe",
+        ),
+        Move(
+            "found_at_stripe",
+            REQUESTED,
+            FAILED,
+            guards=(guards.was_made_at_stripe, guards.refund_matches),
+            change=changes.note_submitted,
             by="Stripe",
         ),
         Move("fail", (REQUESTED, SUBMITTED), FAILED, change=changes.lose_refund, by="effect, Stripe"),

@@ -5,7 +5,7 @@ It looks at nothing the engine has concluded: charges, refunds, mails and files 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from smi_workflow.app import App
@@ -39,6 +39,10 @@ def judge(app: App, books: Books, mails: Sequence[Letter], works: Mapping[str, W
     for intent in payments:
         if intent not in books.charges:
             yield Violation("every payment on record exists at Stripe", "job", payments[intent].job_id, intent)
+    opened = Counter(session.job_id for session in books.sessions.values() if session.ours)
+    for job_id, count in opened.items():
+        if count > 1:
+            yield Violation("one checkout is opened for a job", "job", job_id, f"{count} were")
     yield from _judge_refunds(books, refunds)
     yield from _judge_mails(jobs, mails, history)
     done = {work.job_id for work in works.values() if work.status is UpscaleStatus.SUCCESS}

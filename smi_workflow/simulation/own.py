@@ -57,6 +57,7 @@ class OwnWorld:
         self.inbox = Inbox(self.engine, scenario.translators or {})
         release = Release(self.engine, performer, self.inbox)
         self.releases: Mapping[str, Release] = {"present": release, "older": release}
+        self.exists: Callable[[str], bool] | None = None
         self._busy = 0
 
     @property

@@ -55,6 +55,7 @@ class Scenario(Protocol):
 
     releases: Mapping[str, Release]
     invariants: Sequence[Invariant]
+    exists: Callable[[str], bool] | None
 
     def begin(self, count: int) -> None:
         """Let so many subjects' lives begin: spawn the agents that drive them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -73,6 +73,7 @@ class Shop:
             name: Release(app.engine, app.performer, app.inbox) for name, app in self.apps.items()
         }
         self.invariants: Sequence[Invariant] = (*ENGINE_INVARIANTS, *SALE_INVARIANTS)
+        self.exists: Callable[[str], bool] | None = self.storage.exists
         self.busy = 0
         self._events = 0
 

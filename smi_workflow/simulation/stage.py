@@ -209,6 +209,8 @@ class Stage:
         if agent.process is not None and self.faults.strikes("crash"):
             self.kill(agent.process, f"at {where}, doing {agent.name}")
             raise Died
+        if agent.process is not None and self.faults.strikes("freeze"):
+            self._freeze(agent.process)
         self._hub.switch()
         self.check_alive()
 
@@ -223,6 +225,13 @@ class Stage:
         elif agent.process is not None and self.faults.strikes("crash_inside"):
             self.kill(agent.process, f"at {point.value}, doing {agent.name}")
             raise Died
+
+    def _freeze(self, process: Process) -> None:
+        """It stands still, long enough for its leases to lapse, and then goes on as if nothing had been."""
+        seconds = self.random.uniform(70, 900)
+        process.frozen_until = self.time + timedelta(seconds=seconds)
+        self.spawn(f"thaw {process.name}", lambda: None, after=seconds)
+        self.tell(f"{process.name} stands still for {seconds:.0f} s")
 
     def check_alive(self) -> None:
         """What a dead process touches does not answer."""

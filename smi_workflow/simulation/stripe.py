@@ -6,7 +6,7 @@ It keeps books of its own, which the verdict compares with ours, and tells of ev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
@@ -51,6 +51,7 @@ class Session:
     payment_status: str = "unpaid"
     intent: str | None = None
     paid_cents: int | None = None
+    ours: bool = True
 
 
 @dataclass(slots=True)
@@ -208,7 +209,9 @@ class SimulatedStripe(StripeApi):
 
     def pay_elsewhere(self, session: Session, *, email: str, cents: int) -> Charge:
         """A second payment for the same job, in a session that somebody else opened."""
-        other = Session(self._id("cs"), session.job_id, cents, session.currency, session.expires_at, email)
+        other = replace(
+            session, id=self._id("cs"), cents=cents, email=email, ours=False, status="open", intent=None
+        )
         self.books.sessions[other.id] = other
         charge = self.pay(other, email=email)
         assert charge is not None

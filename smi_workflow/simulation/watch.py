@@ -63,7 +63,8 @@ class Watch:
         agent = self._stage.agent()
         if agent.lease is not None:
             row = self._read(agent.lease.effect_id)
-            if row is None or row[1] < 1:
+            # Whoever has lost the lease meanwhile may find the attempts of others, or none.
+            if row is None or (row[2] == agent.lease.token and row[1] < 1):
                 raise Violated(
                     "the attempt is on record before the call", f"{name} was called without", agent.subject
                 )

@@ -286,7 +286,8 @@ REFUND_STATES = ("requested", "submitted", "succeeded", "failed")
 
 
 def _stripe_says(refund_id: str, **changes: Any) -> dict[str, Any]:
-    return {"stripe_refund_id": f"re_{refund_id}", "amount_cents": 100, "currency": "usd", **changes}
+    said = {"stripe_refund_id": f"re_{refund_id}", "amount_cents": 100, "currency": "usd", "status": "succeeded"}
+    return {**said, **changes}
 
 
 REFUND_LINES: Mapping[str, Mapping[str, str | None]] = {
@@ -295,6 +296,8 @@ REFUND_LINES: Mapping[str, Mapping[str, str | None]] = {
     "succeed": {"requested": "succeeded", "submitted": "succeeded"},
     "fail": {"requested": "failed", "submitted": "failed", "succeeded": "failed"},
     "overdue": {"requested": None, "submitted": None},
+    # Only for those that Stripe made: they are put on record and found in one commit.
+    "found_at_stripe": {},
 }
 REFUND_OWES: Mapping[str, Mapping[str, timedelta]] = {
     "requested": {"submit_refund": NOW, "refund_overdue": 3 * DAY},
@@ -326,7 +329,7 @@ def test_every_trigger_of_a_refund_in_every_state(desk: Desk) -> None:
             where = f"{trigger} in {state}"
             try:
                 desk.app.engine.fire("refund", refund_id, trigger, actor="stripe", facts=_stripe_says(refund_id))
-            except TransitionNotAllowed as refusal:
+            except (TransitionNotAllowed, GuardRefused) as refusal:
                 assert state not in leads, where
                 assert refusal.state == state
                 continue

@@ -124,9 +124,19 @@ def test_a_failed_job_says_what_becomes_of_the_money() -> None:
     unpaid = LetterWriter().write(
         "job_failed",
         "jane@example.com",
-        {"job_id": "job_1", "reason": "No.", "charged": False},
+        {"job_id": "job_1", "reason": "No.", "charged": False, "returned": False},
         message_id=ID,
     )
+    back = LetterWriter().write(
+        "job_failed",
+        "jane@example.com",
+        {"job_id": "job_1", "reason": "No.", "charged": False, "returned": True},
+        message_id=ID,
+    )
+    assert "your money went back" in back.subject
+    for text in (back.text, back.html):
+        assert "Your payment has already gone back to you." in text
+        assert "not been charged" not in text
     assert "nothing was charged" in unpaid.subject
     for text in (unpaid.text, unpaid.html):
         assert "You have not been charged." in text

@@ -70,6 +70,7 @@ AGREE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("refund_matches", {"amount_cents": 100, "currency": "usd", "stripe_refund_id": "re_1"}, {}),
 ]
 
+AGREE.append(("was_made_at_stripe", {}, {"stripe_refund_id": "re_1"}))
 AGREE += [("not_by_hand", {"actor": actor}, {}) for actor in ("system", "stripe", "upsampler")]
 
 REFUSE: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
@@ -151,6 +152,7 @@ REFUSE: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("target_is_sound", {"target": "completed"}, {}, "there is no file, so it cannot be completed"),
     ("target_is_sound", {"target": "awaiting_payment"}, {}, "it is paid, so it does not await payment"),
     ("target_is_sound", {"target": "abandoned"}, {}, "it is paid; fail it instead, and the money goes back"),
+    ("was_made_at_stripe", {}, {"stripe_refund_id": None}, "it is ours, and Stripe has not got it yet"),
     ("refund_matches", {"amount_cents": 99, "currency": "usd", "stripe_refund_id": "re_1"}, {},
      "Stripe refunded 99 usd, not 100 usd (minor units)"),
     ("refund_matches", {"amount_cents": 100, "currency": "eur", "stripe_refund_id": "re_1"}, {},
@@ -165,7 +167,7 @@ def judge(name: str, facts: dict[str, Any], row: dict[str, Any]) -> str | None:
     guard: Callable[[Case[Any]], str | None] = getattr(guards, name)
     given = {key: value for key, value in facts.items() if key not in ("reason", "actor")}
     case: Case[Any]
-    if name == "refund_matches":
+    if name in ("refund_matches", "was_made_at_stripe"):
         case = refund_case(facts=given, **row)
     else:
         case = job_case(**{"status": "pending", "facts": given, "reason": facts.get("reason", ""), **row})

@@ -1,0 +1,83 @@
+"""Owns what is right as it is, but waits for a person. Called by `smi doctor`.
+
+None of it breaks an invariant: the machine has done what it can, and said so in the history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from smi_workflow.engine.checking import Invariant, View, Violation, alone
+from smi_workflow.engine.tables import EventState
+from smi_workflow.jobs.model import Job, JobStatus, Payment, PaymentRole, PaymentStatus, Refund, RefundState
+from smi_workflow.jobs.records import JOB, REFUND
+
+
+def _events(view: View) -> Iterator[Violation]:
+    table = view.engine.tables.events
+    columns = (table.id, table.kind, table.provider, table.received_at)
+    waiting = table.select(*columns).where(table.state == EventState.NEEDS_PERSON.value)
+    for event_id, kind, provider, _ in view.rows(waiting.order_by(table.received_at)):
+        yield Violation(EVENTS.name, None, None, f"event {event_id} ({kind} of {provider}) could not be applied")
+
+
+def _held_money(view: View) -> Iterator[Violation]:
+    jobs, effects = view.engine.bound(Job), view.engine.tables.effects
+    held = jobs.paid_cents - jobs.refunding_cents - jobs.refunded_cents - jobs.disputed_cents
+    due = (effects.workflow == JOB) & (effects.subject_id == jobs.job_id) & (effects.visit == jobs.visit)
+    due &= (effects.name == "refund_due") & effects.state.in_(("due", "claimed"))
+    failed = (jobs.status == JobStatus.FAILED.value) & (jobs.payment_status == PaymentStatus.PAID.value)
+    query = jobs.select(jobs.job_id, held, jobs.currency).left_outer_join(effects, on=due)
+    for job_id, cents, currency in view.rows(query.where(failed & (held > 0) & effects.id.is_null())):
+        text = f"it failed, and {cents} {currency} (minor units) could not be given back"
+        yield Violation(HELD.name, JOB, job_id, text)
+
+
+def _unexpected(view: View) -> Iterator[Violation]:
+    payments, refunds = view.engine.bound(Payment), view.engine.bound(Refund)
+    back = (refunds.payment_intent_id == payments.payment_intent_id) & (refunds.state != RefundState.FAILED.value)
+    columns = (payments.job_id, payments.payment_intent_id, payments.cents, payments.currency)
+    strange = (payments.role != PaymentRole.SALE.value) & (payments.refunded_cents == 0) & refunds.id.is_null()
+    query = payments.select(*columns).left_outer_join(refunds, on=back).where(strange)
+    for job_id, intent, cents, currency in view.rows(query):
+        text = f"payment {intent} of {cents} {currency} (minor units) fits no sale, and is held"
+        yield Violation(UNEXPECTED.name, JOB, job_id, text)
+
+
+def _slow_refunds(view: View) -> Iterator[Violation]:
+    refunds, history = view.engine.bound(Refund), view.engine.tables.transitions
+    open_ = refunds.state.in_((RefundState.REQUESTED.value, RefundState.SUBMITTED.value))
+    told = (
+        (history.workflow == REFUND) & (history.subject_id == refunds.refund_id) & (history.trigger == "overdue")
+    )
+    query = refunds.select(refunds.refund_id, refunds.job_id).join(history, on=told).where(open_)
+    for refund_id, job_id in view.rows(query):
+        yield Violation(SLOW.name, REFUND, refund_id, f"of job {job_id}: not settled within 72 hours")
+
+
+EVENTS = alone(
+    "events_for_a_person",
+    "Events that could not be applied for three days.",
+    "Compare the job with what the provider's dashboard says, and move it: `smi jobs explain JOB`.",
+    _events,
+)
+HELD = alone(
+    "money_for_a_person",
+    "Failed jobs whose money could not be given back.",
+    "`smi fire JOB refund --reason ...` tries again; where the card is gone, give it back otherwise, on record.",
+    _held_money,
+)
+UNEXPECTED = alone(
+    "payments_for_a_person",
+    "Payments that fit no sale and were not sent back (SMI_UNEXPECTED_PAYMENT=hold, or the refund failed).",
+    "Refund them at Stripe's dashboard: the job learns of it by itself.",
+    _unexpected,
+)
+SLOW = alone(
+    "refunds_for_a_person",
+    "Refunds that a bank has not settled for three days.",
+    "Look at Stripe's dashboard; Stripe tells when it ends.",
+    _slow_refunds,
+)
+
+ATTENTION: tuple[Invariant, ...] = (EVENTS, HELD, UNEXPECTED, SLOW)
