@@ -70,6 +70,16 @@ class TransitionNotAllowed(EngineError):
         )
 
 
+class UnknownState(EngineError):
+    """The row is in a state that this release does not declare: a newer one, or an older one, put it there."""
+
+    def __init__(self, workflow: str, subject_id: object, state: str) -> None:
+        self.workflow = workflow
+        self.subject_id = subject_id
+        self.state = state
+        super().__init__(f"{workflow} {subject_id} is {state}, a state that this release does not know")
+
+
 class UnknownTrigger(TransitionNotAllowed):
     """The workflow declares no such trigger at all."""
 

@@ -20,7 +20,7 @@ from smi_workflow.engine.inbox import Fire, Ignore, Park, Reading, Translator
 from smi_workflow.engine.tables import EventRow
 from smi_workflow.errors import InvalidInput
 from smi_workflow.integrations.stripe_objects import identifier
-from smi_workflow.integrations.upsampler_api import UpscaleStatus, parse_upscale
+from smi_workflow.integrations.upsampler_api import UpscaleStatus, failure_code, parse_upscale
 from smi_workflow.jobs.model import Job, JobStatus, Payment, Refund
 
 M = TypeVar("M", bound=Model)
@@ -285,6 +285,8 @@ class UpsamplerReader:
             return Ignore("the submission it answers is not on record")
         effect = found[0]
         job = self._engine.read("job", effect.subject_id)
+        if not self._engine.workflows["job"].knows(job.status):
+            return Park(f"{job.status} is a state that this release does not know", "job", job.job_id, job.version)
         if job.status == JobStatus.PENDING and job.visit == effect.visit:
             return Park("its submission is not on record yet", "job", job.job_id, job.version)
         if job.status != JobStatus.PROCESSING or job.submit_effect_id != effect.id:
@@ -294,9 +296,8 @@ class UpsamplerReader:
             if job.delivered_at is not None or upscale.id != job.upsampler_job_id:
                 return Ignore("another submission of this visit is good, or still under way")
             reason = upscale.error or "Upsampler gives no reason"
-            return Fire(
-                "job", job.job_id, "fail", UPSAMPLER, {"code": "upsampler_failed"}, reason, otherwise="ignore"
-            )
+            code = {"code": failure_code(upscale.error)}
+            return Fire("job", job.job_id, "fail", UPSAMPLER, code, reason, otherwise="ignore")
         if upscale.status is not UpscaleStatus.SUCCESS:
             return Ignore(f"still {upscale.status}")
         facts = {

@@ -39,7 +39,7 @@ POSTGRES_OPTIONS = (
     r"-c default_transaction_read_only=on -c default_transaction_isolation=repeatable\ read"
     " -c work_mem=256MB -c jit=off"
 )
-SQLITE_PRAGMAS = {"query_only": 1, "temp_store": "memory", "mmap_size": 2**31}
+SQLITE_PRAGMAS = {"query_only": 1, "cache_size": -256_000, "mmap_size": 2**31}
 INVARIANTS: tuple[Invariant, ...] = (*ENGINE_INVARIANTS, *SALE_INVARIANTS)
 CHECKS: tuple[Look | Invariant, ...] = (*SURROUNDINGS, *INVARIANTS, *ATTENTION)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from smi_workflow.cli import demo, doctor, fire, graph, jobs, migrate, simulate, up
+from smi_workflow.cli import demo, doctor, fire, graph, jobs, migrate, simulate, up, verify
 
 app = typer.Typer(
     name="smi",
@@ -19,6 +19,7 @@ app.command()(demo.demo)
 app.command()(doctor.doctor)
 app.command()(graph.graph)
 app.command()(fire.fire)
+app.command()(verify.verify)
 app.command(epilog=simulate.EXAMPLES)(simulate.simulate)
 app.add_typer(jobs.app, name="jobs")
 

@@ -39,7 +39,8 @@ def migrate(
         finally:
             database.close()
     if as_json:
-        print_json({"undone" if back_to is not None else "applied": list(names), "dry_run": dry_run})
+        told: dict[str, object] = {"undone" if back_to is not None else "applied": list(names)}
+        print_json({**told, "dry_run": True} if dry_run else told)
     elif names:
         verb = "Undone" if back_to is not None else "Applied"
         console.print(f"{f'Would be {verb.lower()}' if dry_run else verb}: [green]{', '.join(names)}[/]")

@@ -50,7 +50,11 @@ def payment_deadline(world: World, attempt: Attempt) -> Outcome:
     """Nobody has paid, as far as we know: ask Stripe, and end the checkout before the job is given up."""
     session_id = attempt.row.stripe_checkout_session_id
     if session_id is None:
-        return Done("abandon", {"session_status": "never_created"}, reason="no checkout was ever opened")
+        # Refused when the checkout is opened this very moment: then the deadline, the job's only one, stands.
+        return Again(
+            LOOK_AGAIN, "no checkout yet", "abandon", {"session_status": "never_created"},
+            "no checkout was ever opened",
+        )  # fmt: skip
     try:
         session = world.stripe.retrieve_checkout_session(session_id)
         if session.status == "open":
@@ -118,7 +122,11 @@ def find_refund(world: World, attempt: Attempt) -> Outcome | None:
 
 def check_refund(world: World, attempt: Attempt) -> Outcome:
     """Ask what became of a refund that the bank took its time with."""
-    made = world.stripe.retrieve_refund(attempt.row.stripe_refund_id)
+    try:
+        made = world.stripe.retrieve_refund(attempt.row.stripe_refund_id)
+    except ServiceRefused as refusal:
+        # A wrong key, another account: nobody else asks, so it must outlive it.
+        return Again(timedelta(hours=6), str(refusal))
     if made.status in ("pending", "requires_action"):
         return Again(timedelta(hours=6), note=f"{made.status} at Stripe")
     if made.status == "succeeded":

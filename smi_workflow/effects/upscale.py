@@ -17,7 +17,7 @@ from smi_workflow.engine.tables import EventState
 from smi_workflow.errors import ServiceRefused
 from smi_workflow.integrations.fetching import check_url
 from smi_workflow.integrations.storage import StoredImage
-from smi_workflow.integrations.upsampler_api import Upscale, UpscaleStatus
+from smi_workflow.integrations.upsampler_api import Upscale, UpscaleStatus, failure_code
 
 POLL_GROWTH = 1.5
 POLL_LONGEST = timedelta(minutes=5)
@@ -34,7 +34,7 @@ def submit_upscale(world: World, attempt: Attempt) -> Outcome:
         webhook_url=world.callback_url(attempt.id),
     )
     if answer.status is UpscaleStatus.FAILED:
-        raise ServiceRefused("upsampler", answer.error or "failed at once", code="upsampler_failed")
+        raise ServiceRefused("upsampler", answer.error or "failed at once", code=failure_code(answer.error))
     return _started(attempt, answer.id, answer)
 
 
@@ -143,7 +143,9 @@ def _ended(
 ) -> Outcome:
     if answer.status is UpscaleStatus.FAILED:
         reason = answer.error or "Upsampler gives no reason"
-        return Done("fail", {"code": "upsampler_failed"}, actor="upsampler", reason=reason, on_refusal="skip")
+        return Done(
+            "fail", {"code": failure_code(answer.error)}, actor="upsampler", reason=reason, on_refusal="skip"
+        )
     facts = {
         "upsampler_job_id": answer.id,
         "submit_effect_id": attempt.row.submit_effect_id,

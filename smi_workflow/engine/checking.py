@@ -15,9 +15,9 @@ from datetime import datetime
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
-from peewee import fn
+from peewee import SQL, NodeList, fn
 
-from smi_workflow.engine.database import Slot, read_stamp
+from smi_workflow.engine.database import Slot, is_sqlite, read_stamp
 from smi_workflow.engine.fire import Engine
 from smi_workflow.engine.rules import Rules
 from smi_workflow.engine.tables import EffectState
@@ -196,6 +196,13 @@ class View:
         found: list[Told] = self.of_subject("event", Told, build, "", event_id)
         return found[0] if found else None
 
+    def once(self, name: str, find: Callable[[], list[T]]) -> list[T]:
+        """What was found for this view before, or is found now."""
+        key = ("once", "", name)
+        if key not in self._read:
+            self._read[key] = find()
+        return self._read[key]
+
     def statement(self, name: object, build: Callable[[], Any], **values: object) -> list[tuple[Any, ...]]:
         """The rows of a statement that is compiled once."""
         rows: list[tuple[Any, ...]] = self.engine.registry.statement(("check", name), build).run(values).fetchall()
@@ -217,6 +224,13 @@ class View:
             rows = self.statement((kind, workflow), build, workflow=workflow, key=key)
             found = self._read[name] = [made._make(row) for row in rows]
         return found
+
+    def scanned(self, column: Any) -> Any:
+        """A column of a table that is read from end to end.
+
+        SQLite would rather follow an index whose first column is given, even to nearly all rows: a jump for each.
+        """
+        return NodeList((SQL("+"), column)) if is_sqlite(self.engine.database) else column
 
     def each(self, query: Any) -> Iterator[tuple[Any, ...]]:
         """All rows of a query that is known to give few."""

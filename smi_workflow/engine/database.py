@@ -119,14 +119,23 @@ def open_database(url: str) -> Database:
     Args:
         url: sqlite:///relative.db, sqlite:////absolute.db, postgresql://user:pw@host/db, mysql:// or mariadb://.
     Raises:
-        ConfigError: another scheme.
+        ConfigError: another scheme, no URL at all, or a file's folder that cannot be made.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        # Not its text: that may repeat a password.
+        raise ConfigError("SMI_DATABASE_URL cannot be read; percent-encode user and password") from None
     scheme = parts.scheme.split("+")[0]
     if scheme == "sqlite":
         path = unquote(parts.path).removeprefix("/") or ":memory:"
         if path != ":memory:":
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            except (OSError, ValueError) as error:
+                problem = "set SMI_VAR_DIR or SMI_DATABASE_URL to a place of yours"
+                raise ConfigError(f"the database's folder cannot be made: {error}", [problem]) from error
         return SqliteDatabase(
             path,
             timeout=LOCK_WAIT_SECONDS,
@@ -136,7 +145,7 @@ def open_database(url: str) -> Database:
         )
     server: dict[str, Any] = {
         "host": unquote(parts.hostname) if parts.hostname else None,
-        "port": parts.port,
+        "port": port,
         "user": unquote(parts.username) if parts.username else None,
         "password": unquote(parts.password) if parts.password else None,
         **dict(parse_qsl(parts.query)),

@@ -58,6 +58,9 @@ class Facts(Mapping[str, Any]):
 class UnitOfWork(Protocol):
     """What a change may do to other rows, all in the same commit."""
 
+    def wake_strays(self, name: str) -> None:
+        """Try again the events that name this and were parked while nobody knew whose they are."""
+
     def new_id(self) -> str:
         """A fresh id from the engine's source, for a new subject."""
 

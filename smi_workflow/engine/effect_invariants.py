@@ -1,4 +1,4 @@
-"""Owns the invariants of the queue: what is owed, by whom it is held, how it ends. Called by invariants.py."""
+"""Owns the invariants of the queue: who holds an effect, when it is due, how it ends. Called by invariants.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-from peewee import JOIN, SQL, Case, fn
+from peewee import JOIN, fn
 
 from smi_workflow.engine.checking import (
     OPEN,
@@ -20,141 +20,12 @@ from smi_workflow.engine.checking import (
     invariant,
 )
 from smi_workflow.engine.database import stamp
-from smi_workflow.engine.rules import Rules, Step
 from smi_workflow.engine.tables import EffectState, EventState
 
 DUE, CLAIMED, DONE, FAILED, SKIPPED, CANCELLED = (item.value for item in EffectState)
 RUN = (DONE, FAILED, SKIPPED)
 # No lease is ever longer; and so late is what nobody works on.
 LEASE_LONGEST, LATE = timedelta(hours=1), timedelta(minutes=15)
-
-
-# -- owed ---------------------------------------------------------------------------------------------------------
-
-
-def is_owed(view: View, workflow: str, key: str) -> Iterator[str]:
-    """Each transition's effects are there, and each effect has its transition."""
-    rules, past = view.rules[workflow], {item.sequence: item for item in view.history(workflow, key)}
-    owed: dict[int, set[str]] = {}
-    for effect in view.effects(workflow, key):
-        names = owed.setdefault(effect.sequence, set())
-        if effect.name in names:
-            yield f"transition {effect.sequence} owes {effect.name} twice"
-        names.add(effect.name)
-        if effect.sequence not in past:
-            yield f"effect {effect.name} ({effect.id}) was owed by transition {effect.sequence}, which is missing"
-        elif not 1 <= effect.visit <= effect.sequence:
-            yield f"effect {effect.name} ({effect.id}) is owed to visit {effect.visit} by {effect.sequence}"
-    for sequence, item in past.items():
-        if item.fingerprint != rules.flow.fingerprint:
-            continue
-        step = (item.trigger, item.from_state, item.to_state)
-        lacking = rules.owed.get(step, frozenset()) - owed.get(sequence, set())
-        for name in sorted(lacking):
-            yield f"transition {sequence} ('{item.trigger}') owes {name}, which is not there"
-        for name in sorted(owed.get(sequence, set()) - rules.may_owe.get(step, frozenset())):
-            yield f"transition {sequence} ('{item.trigger}') does not owe {name}"
-
-
-def _unowed(view: View) -> Suspects:
-    """Counted by kind first, which is quick; only kinds that do not come out even are looked at row by row."""
-    for name, rules in view.rules.items():
-        queries = []
-        taken = {tuple(row[:3]): tuple(row[3:]) for row in view.each(_taken(view, rules))}
-        owed: dict[tuple[Step, str], tuple[int, int]] = {}
-        for trigger, origin, to, effect, causeless, count, total in view.each(_owing(view, rules)):
-            if causeless:
-                queries.append(_causeless(view, rules))
-                continue
-            owed[(trigger, origin, to), effect] = (count, total)
-            if effect not in rules.may_owe.get((trigger, origin, to), frozenset()):
-                queries.append(_owed_by(view, rules, (trigger, origin, to), effect))
-        for step, names in rules.owed.items():
-            for effect in sorted(names):
-                if step in taken and owed.get((step, effect)) != taken[step]:
-                    queries += [_lacking(view, rules, step, effect), _doubled(view, rules, step, effect)]
-        for query in queries:
-            yield from ((name, found[0]) for found in view.rows(query))
-
-
-def _taken(view: View, rules: Rules) -> Any:
-    """How often each step that owes something was taken; the sum of the rows' numbers tells them apart."""
-    table = view.engine.tables.transitions
-    owing = sorted({step[0] for step in rules.owed})
-    columns = (table.trigger, table.from_state, table.to_state)
-    query = table.select(*columns, fn.COUNT(table.id), fn.SUM(table.id))
-    return query.where(_ours(table, rules) & table.trigger.in_(owing)).group_by(*columns)
-
-
-def _owing(view: View, rules: Rules) -> Any:
-    """How often each effect was owed by each step, and by which transitions altogether."""
-    effects, table = view.engine.tables.effects, view.engine.tables.transitions
-    causeless = _without_cause(effects, table)
-    columns = (table.trigger, table.from_state, table.to_state, effects.name)
-    ours = table.id.is_null() | (table.fingerprint == rules.flow.fingerprint)
-    query = _joined(view, rules, effects).select(
-        *columns, causeless.alias("causeless"), fn.COUNT(effects.id), fn.SUM(table.id)
-    )
-    # By its name: an expression with parameters in it is another one each time to PostgreSQL.
-    return query.where((effects.workflow == rules.flow.name) & ours).group_by(*columns, SQL("causeless"))
-
-
-def _causeless(view: View, rules: Rules) -> Any:
-    effects, table = view.engine.tables.effects, view.engine.tables.transitions
-    odd = (effects.workflow == rules.flow.name) & (_without_cause(effects, table) == 1)
-    return _joined(view, rules, effects).where(odd)
-
-
-def _owed_by(view: View, rules: Rules, step: Step, name: str) -> Any:
-    """Subjects of which such a step owed this effect."""
-    effects, table = view.engine.tables.effects, view.engine.tables.transitions
-    mine = (effects.workflow == rules.flow.name) & (effects.name == name)
-    return _joined(view, rules, effects).where(mine & _ours(table, rules) & _is_step(table, step))
-
-
-def _doubled(view: View, rules: Rules, step: Step, name: str) -> Any:
-    effects = view.engine.tables.effects
-    twice = _owed_by(view, rules, step, name).group_by(effects.subject_id, effects.sequence)
-    return twice.having(fn.COUNT(effects.id) > 1)
-
-
-def _lacking(view: View, rules: Rules, step: Step, name: str) -> Any:
-    """Subjects of which such a step lacks this effect."""
-    effects, table = view.engine.tables.effects, view.engine.tables.transitions
-    its = (effects.workflow == rules.flow.name) & (effects.subject_id == table.subject_id)
-    its &= (effects.sequence == table.sequence) & (effects.name == name)
-    query = table.select(table.subject_id).left_outer_join(effects, on=its)
-    return query.where(_ours(table, rules) & _is_step(table, step) & effects.id.is_null())
-
-
-def _joined(view: View, rules: Rules, effects: Any) -> Any:
-    """Effects, each with the transition that owed it."""
-    table = view.engine.tables.transitions
-    its = (table.workflow == rules.flow.name) & (table.subject_id == effects.subject_id)
-    return effects.select(effects.subject_id).left_outer_join(table, on=its & (table.sequence == effects.sequence))
-
-
-def _without_cause(effects: Any, table: Any) -> Any:
-    odd = table.id.is_null() | (effects.visit > effects.sequence) | (effects.visit < 1)
-    return Case(None, [(odd, 1)], 0)
-
-
-def _ours(table: Any, rules: Rules) -> Any:
-    return (table.workflow == rules.flow.name) & (table.fingerprint == rules.flow.fingerprint)
-
-
-def _is_step(table: Any, step: Step) -> Any:
-    return (table.trigger == step[0]) & (table.from_state == step[1]) & (table.to_state == step[2])
-
-
-OWED = invariant(
-    "effects_owed",
-    "No transition without its effects, and no effect without its transition.",
-    "A missing effect is owed again by re-entering the state: `smi fire JOB override --fact target=STATE --fact "
-    "effects=true --reason ...`; one that nobody owes does no harm once it is settled.",
-    is_owed,
-    _unowed,
-)
 
 
 # -- held and settled ---------------------------------------------------------------------------------------------
@@ -264,8 +135,8 @@ def _left_over(view: View) -> Suspects:
     for name, rules in view.rules.items():
         model = view.engine.bound(rules.flow.model)
         open_ = effects.state.in_(OPEN) & effects.is_timer & ~effects.survives
-        # COALESCE and the cross join keep SQLite to the index of states: few effects are open.
-        open_ &= fn.COALESCE(effects.workflow, "") == name
+        # With the cross join, it keeps SQLite to the index of states: few effects are open.
+        open_ &= view.scanned(effects.workflow) == name
         open_ &= (getattr(model, rules.flow.key) == effects.subject_id) & (effects.visit != model.visit)
         joined = effects.select(effects.subject_id).join(model, JOIN.CROSS)
         yield from ((name, found[0]) for found in view.rows(joined.where(open_)))
@@ -384,7 +255,7 @@ DEFINITION = alone(
     _unknown_to_the_definition,
 )
 
-EFFECT_INVARIANTS: tuple[Invariant, ...] = (OWED, LEASES, SETTLED, TIMERS, DEADLINES, OVERDUE, DEFINITION)
+EFFECT_INVARIANTS: tuple[Invariant, ...] = (LEASES, SETTLED, TIMERS, DEADLINES, OVERDUE, DEFINITION)
 
 
 def _named(view: View, query: Any) -> Suspects:

@@ -53,10 +53,11 @@ def _is_effect(view: View, effect_id: str) -> bool:
 
 
 def _uncaused(view: View) -> Suspects:
-    """Subjects that were moved by an event that is not applied, or by one that moved others of their kind as well."""
+    """Subjects that were moved by an event that is not applied, or by one that moved more of their kind."""
     table = view.engine.tables.transitions
+    uneven = view.once("uneven events", lambda: _uneven(view))
     for name in view.rules:
-        odd = [event_id for event_id, kind in _uneven(view) if kind == name]
+        odd = [event_id for event_id, kind in uneven if kind == name]
         causes = [f"{EVENT}{event_id}" for event_id in odd]
         query = table.select(table.subject_id).where((table.workflow == name) & table.caused_by.in_(causes))
         if causes:
@@ -65,13 +66,13 @@ def _uncaused(view: View) -> Suspects:
 
 def _unapplied(view: View) -> Iterator[Violation]:
     """Events that were settled as applied, and moved nothing."""
-    for event_id, kind in _uneven(view):
+    for event_id, kind in view.once("uneven events", lambda: _uneven(view)):
         if kind == "":
             yield Violation(CAUSES.name, None, None, f"event {event_id} is applied, and no transition names it")
 
 
 def _uneven(view: View) -> list[tuple[str, str]]:
-    """Each event of which the inbox and history do not say the same, with the workflow that says so; "" is the inbox.
+    """Each event of which inbox and history do not say the same, and the workflow that says more; "": the inbox.
 
     Both are put under each other and counted, in one pass.
     """

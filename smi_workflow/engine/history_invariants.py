@@ -119,11 +119,7 @@ def _orphans(view: View) -> Iterator[Violation]:
     for name, rules in view.rules.items():
         model, key, _ = _columns(view, rules)
         begun = table.select(fn.COUNT(table.id)).where((table.workflow == name) & (table.sequence == 1))
-        (((starts,),), ((subjects,),)) = (
-            view.each(begun),
-            view.each(model.select(fn.COUNT(key)).where(model.version > 0)),
-        )
-        if starts == subjects:
+        if list(view.each(begun)) == list(view.each(model.select(fn.COUNT(key)).where(model.version > 0))):
             continue
         lost = (
             table.select(table.subject_id)
@@ -179,7 +175,7 @@ def _steps_taken(view: View) -> Iterator[tuple[Rules, Step]]:
     """Each step of which the present definition's history has one or more."""
     table = view.engine.tables.transitions
     for name, rules in view.rules.items():
-        ours = (table.workflow == name) & (table.fingerprint == rules.flow.fingerprint)
+        ours = (view.scanned(table.workflow) == name) & (table.fingerprint == rules.flow.fingerprint)
         taken = table.select(table.trigger, table.from_state, table.to_state).where(ours).distinct()
         for trigger, origin, to in view.each(taken):
             yield rules, (trigger, origin, to)

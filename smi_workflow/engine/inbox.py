@@ -29,6 +29,7 @@ from smi_workflow.errors import (
     InvalidInput,
     TransitionConflict,
     TransitionNotAllowed,
+    UnknownState,
     UnknownSubject,
 )
 
@@ -176,7 +177,8 @@ class Inbox:
     def _apply_or_park(self, row: EventRow) -> EventState:
         try:
             translator = self._translators.get(row.provider)
-            reading = translator(row) if translator else Ignore(f"nobody reads events of {row.provider}")
+            # Only a release that reads its events takes a provider's in: they are for a worker of that one.
+            reading = translator(row) if translator else Park(f"this release reads no events of {row.provider}")
             return self._follow(row, reading)
         except InvalidInput as error:
             return self._close(row, EventState.IGNORED, f"cannot be read: {error}")
@@ -205,6 +207,9 @@ class Inbox:
             except (GuardRefused, TransitionNotAllowed) as refusal:
                 refusals.append(str(refusal))
                 last, step = step, step.or_else
+            except UnknownState as unknown:
+                # A worker of the release that knows the state takes it from the queue, now or by time.
+                return self._park(row, Park(str(unknown), step.workflow, step.key))
             except UnknownSubject as unknown:
                 return self._park(row, Park(str(unknown)))
             except InvalidInput as problem:

@@ -17,11 +17,12 @@ from smi_workflow.engine.effect_invariants import EFFECT_INVARIANTS
 from smi_workflow.engine.event_invariants import EVENT_INVARIANTS
 from smi_workflow.engine.fire import Engine
 from smi_workflow.engine.history_invariants import HISTORY_INVARIANTS
+from smi_workflow.engine.owed_invariants import OWED
 from smi_workflow.engine.rules import Rules
 
 __all__ = ["ENGINE_INVARIANTS", "Invariant", "Invariants", "View", "Violation"]
 
-ENGINE_INVARIANTS: tuple[Invariant, ...] = (*HISTORY_INVARIANTS, *EFFECT_INVARIANTS, *EVENT_INVARIANTS)
+ENGINE_INVARIANTS: tuple[Invariant, ...] = (*HISTORY_INVARIANTS, OWED, *EFFECT_INVARIANTS, *EVENT_INVARIANTS)
 
 
 class Invariants:
@@ -60,8 +61,8 @@ class Invariants:
         """What is wrong anywhere.
 
         Args:
-            sample: judge so many subjects of each workflow, chosen at random, instead of all of them; what is no
-                single subject's is looked for in full.
+            sample: judge so many subjects of each workflow, chosen at random, instead of all of them; what only
+                whole tables could tell, rows that belong to nobody for instance, is not looked for then.
             limit: at most so many violations of each invariant.
         """
         for item in self.invariants:

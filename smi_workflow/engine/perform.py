@@ -35,12 +35,14 @@ from smi_workflow.errors import (
     StaleLease,
     TransitionConflict,
     TransitionNotAllowed,
+    UnknownState,
     UnknownSubject,
 )
 
 log = logging.getLogger(__name__)
 
-UNKNOWN_EFFECT_RETRY = timedelta(seconds=30)
+# How long what only another release knows is left alone.
+OTHER_RELEASE_RETRY = timedelta(seconds=30)
 RETRY_AFTER_MAX_SECONDS = 86_400.0
 # Passes by itself: nothing was written, the lease lapses, and the next claim does it all again.
 _PASSING = (StaleLease, TransitionConflict, peewee.OperationalError, peewee.InterfaceError)
@@ -111,19 +113,28 @@ class Performer:
                 return Performed.NOTHING
             lease = Lease(effect_id, token)
             if row.name not in self._handlers or row.workflow not in engine.workflows:
-                # A newer release owed it: leave it to a worker of that release.
-                engine.outbox.put_back(
-                    lease, unit.now + UNKNOWN_EFFECT_RETRY, attempts=row.attempts - 1, doubts=row.doubts - 1,
-                    last_error=f"this release has no handler for {row.name}",
-                )  # fmt: skip
-                return Performed.NOTHING
-            subject = unit.registry.read(unit.registry.workflow(row.workflow), row.subject_id)
+                return self._unclaim(row, lease, unit.now, f"this release has no handler for {row.name}")
+            flow = unit.registry.workflow(row.workflow)
+            subject = unit.registry.read(flow, row.subject_id)
             if subject is None or (row.visit != subject.visit and not row.survives):
                 self._settle(lease, EffectState.SKIPPED, unit.now, note="the visit it was owed to is over")
                 return Performed.SKIPPED
+            state = str(getattr(subject, flow.state_column))
+            if not flow.knows(state):
+                return self._unclaim(row, lease, unit.now, f"this release does not know the state {state}")
             return row, _attempt(row, subject, engine.clock)
 
         return engine.run(work)
+
+    def _unclaim(self, row: EffectRow, lease: Lease, now: datetime, why: str) -> Performed:
+        """Another release owed it, or moved its subject: leave it to a worker of that one, as it was."""
+        # Nothing was called: neither an attempt, nor a doubt, nor the first use of its key.
+        untouched = {"first_attempt_at": None} if row.first_attempt_at == now else {}
+        self._engine.outbox.put_back(
+            lease, now + OTHER_RELEASE_RETRY, attempts=row.attempts - 1, doubts=row.doubts - 1,
+            last_error=why, **untouched,
+        )  # fmt: skip
+        return Performed.NOTHING
 
     # -- run --------------------------------------------------------------------------------------------------
 
@@ -176,6 +187,8 @@ class Performer:
             return self._engine.run(work, cause=f"effect:{row.id}")
         except _PASSING:
             raise
+        except UnknownState as unknown:
+            return self._leave(row, lease, unknown)
         except (GuardRefused, TransitionNotAllowed) as refusal:
             if outcome.on_refusal == "fail":
                 return self._fail(row, lease, str(refusal), getattr(refusal, "guard", "not_allowed"))
@@ -205,6 +218,8 @@ class Performer:
             return self._engine.run(work, cause=f"effect:{row.id}")
         except _PASSING:
             raise
+        except UnknownState as unknown:
+            return self._leave(row, lease, unknown)
         except Exception as refusal:
             if outcome.trigger is None:
                 raise
@@ -255,6 +270,14 @@ class Performer:
         # As many attempts as allowed: the next claim gives up again and does not call anew.
         return self._put_back(row, lease, due_at, error, attempts=max(row.attempts, row.attempts_max))
 
+    def _leave(self, row: EffectRow, lease: Lease, unknown: UnknownState) -> Performed:
+        """It is done, but what it causes happens in a state that another release knows: let that one do it again.
+
+        No attempt is counted, however long both releases run; the doubt stays, so that it looks first.
+        """
+        due_at = self._engine.clock.now() + OTHER_RELEASE_RETRY
+        return self._put_back(row, lease, due_at, str(unknown), attempts=row.attempts - 1)
+
     def _put_back(
         self, row: EffectRow, lease: Lease, due_at: datetime, error: str, **columns: object
     ) -> Performed:
@@ -282,6 +305,8 @@ class Performer:
             return self._engine.run(work, cause=f"effect:{row.id}")
         except _PASSING:
             raise
+        except UnknownState as unknown:
+            return self._give_up_later(row, lease, f"{error}; and {unknown}")
         except (GuardRefused, TransitionNotAllowed, UnknownSubject) as refusal:
             text = f"{error}; and its failure trigger was refused: {refusal}"
             self._alone(lambda unit: self._settle(lease, EffectState.FAILED, unit.now, error=text), lease)

@@ -28,6 +28,7 @@ from smi_workflow.errors import (
     StaleState,
     TransitionConflict,
     TransitionNotAllowed,
+    UnknownState,
     UnknownSubject,
     UnknownTrigger,
 )
@@ -164,6 +165,7 @@ class Unit:
 
         Raises:
             UnknownSubject, UnknownTrigger, TransitionNotAllowed, StaleState, GuardRefused: refused, nothing done.
+            UnknownState: another release put it where this one knows nothing; leave it to that release.
             TransitionConflict: the row moved although we hold its lock (another writer that takes none).
         """
         _check_words(actor=actor, idempotency_key=idempotency_key or "")
@@ -176,6 +178,8 @@ class Unit:
                 return earlier
         if expected_state is not None and expected_state != state:
             raise StaleState(workflow, key, expected_state, state)
+        if not flow.knows(state):
+            raise UnknownState(workflow, key, state)
         allowed = flow.allowed(state)
         if trigger not in allowed:
             kind = TransitionNotAllowed if trigger in flow.triggers() else UnknownTrigger
@@ -183,6 +187,7 @@ class Unit:
         if (workflow, key) in self._moving:
             during = self._moving[(workflow, key)]
             raise EngineError(f"{workflow} {key} is in the middle of '{during}': its changes cannot fire it")
+        flow.check_facts(facts or {})
         self._moving[(workflow, key)] = trigger
         case = self._case(flow, row, trigger, facts or {}, actor, reason)
         try:
@@ -190,6 +195,13 @@ class Unit:
             return self._write(flow, case, key, state, idempotency_key)
         finally:
             del self._moving[(workflow, key)]
+
+    def wake_strays(self, name: str) -> None:
+        """Try again the events that name this and were parked while nobody knew whose they are."""
+        events = self.registry.tables.events
+        self._try_again(
+            (events.state == EventState.PARKED) & events.subject_id.is_null() & events.payload.contains(name)
+        )
 
     # -- the steps of fire, in order ----------------------------------------------------------------------------
 
@@ -303,6 +315,10 @@ class Unit:
         """Events that came too early are tried again on each transition of their subject."""
         events = self.registry.tables.events
         parked = (events.workflow == workflow) & (events.subject_id == key) & (events.state == EventState.PARKED)
+        self._try_again(parked)
+
+    def _try_again(self, parked: Any) -> None:
+        events = self.registry.tables.events
         ids = [row.id for row in events.select(events.id).where(parked)]
         if ids:
             events.update(due_at=self.now).where(events.id.in_(ids)).execute()

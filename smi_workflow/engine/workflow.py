@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from transitions import State as MachineState
 
 from smi_workflow.engine.declaration import Case, Check, Effect, Move, Owed, Parent, State
 from smi_workflow.engine.tables import Subject
-from smi_workflow.errors import ConfigError
+from smi_workflow.errors import ConfigError, InvalidInput
 
 
 @dataclass(slots=True)
@@ -33,6 +33,7 @@ class Workflow:
         state_column: where its state is kept.
         touched_column: kept at the time of the last transition, where the table has such a column.
         started_by: trigger name written in the history's first row.
+        facts: what each fact must be: name → what is wrong with a value, None where it fits.
     Raises:
         ConfigError: every hole in the declaration, together.
     """
@@ -48,6 +49,7 @@ class Workflow:
     start_hook: str | None = None
     parent: Parent | None = None
     touched_column: str | None = None
+    facts: Mapping[str, Callable[[object], str | None]] = field(default_factory=dict)
     fingerprint: str = field(init=False)
     machine: Machine = field(init=False, repr=False)
     _by_name: dict[str, State] = field(init=False, repr=False)
@@ -73,6 +75,21 @@ class Workflow:
     def state(self, name: str) -> State:
         """The declared state of this name."""
         return self._by_name[name]
+
+    def knows(self, state: str) -> bool:
+        """Whether this release declares the state; another one may have put a row into one of its own."""
+        return state in self._by_name
+
+    def check_facts(self, facts: Mapping[str, object]) -> None:
+        """Refuse what guards and changes could not reckon with.
+
+        Raises:
+            InvalidInput: names the fact.
+        """
+        for name, value in facts.items():
+            problem = self.facts[name](value) if name in self.facts else None
+            if problem is not None:
+                raise InvalidInput(str(name), f"{problem}, not {str(value)[:100]!r}")
 
     def allowed(self, state: str) -> tuple[str, ...]:
         """Triggers that this state knows, whatever the guards say."""

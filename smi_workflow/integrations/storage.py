@@ -56,7 +56,10 @@ class FileStorage:
     """
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            raise ConfigError(f"SMI_STORAGE_URL must be file:///absolute/path, not {url!r}") from None
         folder = Path(unquote(parts.path))
         plain = parts.netloc in ("", "localhost") and not parts.query and not parts.fragment
         if parts.scheme != "file" or not plain or not folder.is_absolute() or "\0" in str(folder):

@@ -167,7 +167,7 @@ class StripeApi:
         created = {"gte": _unix("since", since - CLOCK_MARGIN)}
         with self._transport.budget(LIST_SECONDS):
             for payload in _pages(self._v1.checkout.sessions.list, {"created": created}):
-                if (payload.get("metadata") or {}).get("job_id") == job_id:
+                if _parse(lambda found: (found.get("metadata") or {}).get("job_id"), payload) == job_id:
                     return _parse(CheckoutSession.from_payload, payload)
         return None
 

@@ -130,7 +130,8 @@ class Transport(stripe.HTTPClient):
                 if deadline.expired:
                     raise TimeoutError("the call's total time is up")
                 reach(Point.CALL_ANSWERED)
-        except (requests.RequestException, HTTPError, OSError) as error:
+        except (requests.RequestException, HTTPError, OSError, ValueError) as error:
+            # ValueError: requests reads a Location that it is told not to follow, and chokes on a garbled one.
             raise ServiceUnavailable(
                 "stripe",
                 f"no answer ({_kind(error)})",

@@ -103,6 +103,12 @@ def refusal_code(text: str | None) -> str | None:
     return next((code for words, code in _FINAL_TEXTS.items() if words in lowered), None)
 
 
+def failure_code(text: str | None) -> str:
+    """Name why an upscale failed: `source_unreachable` where the fault may be ours, and passing."""
+    lowered = (text or "").lower()
+    return "source_unreachable" if "fetch" in lowered or "download" in lowered else "upsampler_failed"
+
+
 class UpsamplerClient:
     """Talks to the Upsampler API; may be shared by threads, as calls share nothing.
 

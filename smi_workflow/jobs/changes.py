@@ -285,6 +285,8 @@ def _insert_payment(case: Case[Job], role: PaymentRole) -> None:
         role=role,
         created_at=case.now,
     ).execute()
+    # A refund or chargeback that was told first has waited for this.
+    case.unit.wake_strays(facts["payment_intent_id"])
 
 
 def _count_refunded(case: Case[Any], intent: str, cents: int) -> None:

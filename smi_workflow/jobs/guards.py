@@ -68,7 +68,8 @@ def nothing_can_be_paid(case: Case[Job]) -> str | None:
     """No checkout is open at Stripe: it expired, was never made, or took a payment that did not fit ("spent")."""
     if case.row.stripe_checkout_session_id is None:
         return None
-    status = case.facts["session_status"]
+    # A checkout that could not be opened says nothing of one that is open.
+    status = case.facts.get("session_status", "not known to be over")
     return None if status in ("expired", "spent") else f"its checkout session is {status} at Stripe"
 
 
@@ -174,6 +175,12 @@ def refund_was_under_way(case: Case[Job]) -> str | None:
         return None
     room = job.refunding_cents if case.facts["is_ours"] else job.refundable_cents
     return None if amount <= room else f"{amount} was settled where {room} was expected (minor units)"
+
+
+def withdrawal_is_on_record(case: Case[Job]) -> str | None:
+    """Money that a bank gives back was withdrawn before: told the other way round, it would stay withdrawn."""
+    given_back = case.facts["withdrawn_cents"] == 0 and case.facts.get("role", "sale") == "sale"
+    return "its withdrawal is not on record yet" if given_back and not case.row.disputed_cents else None
 
 
 def only_listed_fields(case: Case[Job]) -> str | None:

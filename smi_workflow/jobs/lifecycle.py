@@ -12,7 +12,7 @@ from typing import Any
 
 from smi_workflow.engine.declaration import ANYWHERE, Case, Delay, Effect, Move, Owed, State
 from smi_workflow.engine.workflow import Workflow
-from smi_workflow.jobs import changes, guards
+from smi_workflow.jobs import changes, facts, guards
 from smi_workflow.jobs.model import Job, JobStatus
 from smi_workflow.jobs.telling import TELL_ADMIN, money_to_return, what_happened
 
@@ -82,8 +82,8 @@ def refund_is_full(case: Case[Job]) -> bool:
 
 
 def settled_refund_is_full(case: Case[Job]) -> bool:
-    sale = case.facts.get("role", "sale") == "sale"
-    return bool(sale and case.row.refunded_cents + case.facts["amount_cents"] >= case.row.paid_cents)
+    not_counted = 0 if case.facts["is_ours"] else case.facts["amount_cents"]
+    return bool(case.facts.get("role", "sale") == "sale" and case.row.refundable_cents <= not_counted)
 
 
 def funds_are_withdrawn(case: Case[Job]) -> bool:
@@ -229,7 +229,8 @@ MOVES = (
     Move("dispute_opened", _working, FAILED, _told, when=funds_are_withdrawn, change=changes.note_dispute_and_fail,
          by="Stripe", hook="smi_job_failed"),
     Move("dispute_opened", ANYWHERE, STAYS, _told, change=changes.note_dispute, owes=(_tell,), by="Stripe"),
-    Move("dispute_closed", ANYWHERE, STAYS, _told, change=changes.note_dispute, owes=(_tell, _back), by="Stripe"),
+    Move("dispute_closed", ANYWHERE, STAYS, (*_told, guards.withdrawal_is_on_record), change=changes.note_dispute,
+         owes=(_tell, _back), by="Stripe"),
     *(Move("override", ANYWHERE, target, (guards.reason_is_given, guards.target_is_sound), when=to(target),
            change=changes.override_state, owes=(_expire,), quiet=only_deadlines, by="admin")
       for target in JobStatus),
@@ -244,6 +245,6 @@ JOB = Workflow(
     states=STATES,
     moves=MOVES,
     touched_column="updated_at",
-    started_by="create",
+    facts=facts.FACTS,
     start_hook="smi_job_created",
 )

@@ -92,7 +92,9 @@ def _paid_oddly(view: View) -> Suspects:
 def _all_counted(view: View) -> bool:
     """As many payments as transitions that received one."""
     payments, history = view.engine.bound(Payment), view.engine.tables.transitions
-    received = (history.workflow == JOB) & history.trigger.in_(("payment_received", "payment_unexpected"))
+    received = (view.scanned(history.workflow) == JOB) & history.trigger.in_(
+        ("payment_received", "payment_unexpected")
+    )
     ((there,),) = view.each(payments.select(fn.COUNT(payments.id)))
     ((told,),) = view.each(history.select(fn.COUNT(history.id)).where(received))
     return bool(there == told)
@@ -107,7 +109,7 @@ def _received_oddly(view: View) -> Iterator[Any]:
     received, unexpected = (history.trigger == name for name in ("payment_received", "payment_unexpected"))
     told = (
         history.select(history.subject_id, _count(received).alias("own"), _count(unexpected).alias("other"))
-        .where((history.workflow == JOB) & (received | unexpected))
+        .where((view.scanned(history.workflow) == JOB) & (received | unexpected))
         .group_by(history.subject_id)
     )
     fewer = told.select_from(told.c.subject_id).left_outer_join(of_job, on=(of_job.c.job_id == told.c.subject_id))

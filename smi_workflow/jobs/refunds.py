@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from smi_workflow.engine.declaration import Case, Effect, Move, Parent, State
 from smi_workflow.engine.workflow import Workflow
-from smi_workflow.jobs import changes, guards
+from smi_workflow.jobs import changes, facts, guards
 from smi_workflow.jobs.model import Refund, RefundState
 from smi_workflow.jobs.telling import TELL_ADMIN, what_happened
 
@@ -37,6 +37,7 @@ REFUND = Workflow(
     parent=Parent("job", "job_id"),
     touched_column="updated_at",
     started_by="request",
+    facts=facts.FACTS,
     states=(
         State(
             REQUESTED,

@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 webhook_url=options.webhook_url,
                 webhook_secrets=tuple(options.webhook_secret),
                 upsampler_work_seconds=options.work_seconds,
+                retry_give_up_seconds=options.give_up_seconds,
                 seed=options.seed,
             )
         ).start()
@@ -70,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         "--ready-file", type=Path, metavar="FILE", help="gets the addresses as JSON once all listen"
     )
     parser.add_argument("--work-seconds", type=float, default=0.3, metavar="N", help="how long an upscale takes")
+    parser.add_argument(
+        "--give-up-seconds", type=float, default=300.0, metavar="N", help="how long a webhook is tried"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="makes faults by probability repeatable")
     return parser
 

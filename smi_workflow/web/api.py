@@ -108,6 +108,9 @@ def progress(job: Job) -> str:
         return f"Your image is ready. {sent} the download link by e-mail."
     if job.status == JobStatus.ABANDONED:
         return "The order has ended, as it was not paid. Nothing was charged."
+    if job.status != JobStatus.FAILED:
+        # A state of another release, during a deploy: nothing is known to have gone wrong.
+        return "Your order is being worked on."
     if not job.paid_cents:
         return "The payment failed. Nothing was charged."
     back = job.refunded_cents >= job.paid_cents

@@ -29,7 +29,7 @@ CHUNK_BYTES = 64 * 1024
 _TYPES = {f".{EXTENSIONS[name]}": CONTENT_TYPES[name] for name in EXTENSIONS}
 # Anything else (several ranges, other units, nonsense) is answered with the whole file, as RFC 9110 allows.
 _SINGLE_RANGE = re.compile(r"bytes=(\d{1,18}-\d{0,18}|-\d{1,18})", re.ASCII)
-_ON_ITS_WAY = (JobStatus.AWAITING_PAYMENT, JobStatus.PENDING, JobStatus.PROCESSING)
+_OVER = (JobStatus.FAILED, JobStatus.ABANDONED)
 
 
 def create_app(app: App | None = None) -> Flask:
@@ -57,10 +57,11 @@ def download_routes(app: App) -> Blueprint:
         )
         if job is None:
             raise _unknown()
-        if job.status in _ON_ITS_WAY:
+        # On its way, or in a state of another release, during a deploy.
+        if job.status not in (JobStatus.COMPLETED, *_OVER):
             raise _too_early()
         is_over = job.download_expires_at is None or app.clock.now() >= job.download_expires_at
-        if job.status != JobStatus.COMPLETED or is_over or not job.upscaled_file_path:
+        if job.status in _OVER or is_over or not job.upscaled_file_path:
             raise _expired()
         file = _open(app, job.upscaled_file_path)
         if file is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from smi_workflow.errors import GuardRefused, TransitionNotAllowed
+from smi_workflow.errors import GuardRefused, InvalidInput, TransitionNotAllowed
 from smi_workflow.jobs import guards
 from smi_workflow.jobs.lifecycle import JOB
 from smi_workflow.jobs.model import Job
@@ -139,7 +139,7 @@ LINES = (
     Line("refund_settled", "wait!refund_was_under_way gone!refund_was_under_way *",
          {"amount_cents": 100, "is_ours": True, "role": "sale"},
          "refunding_cents refunded_cents refunded_at refund_amount", {"send_refund_notice": NOW},
-         {"refunding_cents": "if paid"}),
+         {"refunding_cents": "a part, if paid"}),
     Line("refund_settled", "*", {"amount_cents": 999, "is_ours": True, "role": "surplus"}, "",
          {"send_refund_notice": NOW}),
     Line("refund_failed", "*", {"amount_cents": 100, "refund_id": "r1", "role": "sale"}, "refunding_cents", TOLD,
@@ -214,8 +214,9 @@ def _columns(desk: Desk, line: Line, state: str) -> dict[str, Any]:
     columns = dict(line.row)
     if columns.get("download_expires_at") == "past":
         columns["download_expires_at"] = desk.clock.now() - HOUR
-    if columns.get("refunding_cents") == "if paid":
-        columns["refunding_cents"] = 0 if state in ("awaiting_payment", "abandoned") else 384
+    in_flight = {"if paid": 384, "a part, if paid": 100}.get(columns.get("refunding_cents", ""))
+    if in_flight is not None:
+        columns["refunding_cents"] = 0 if state in ("awaiting_payment", "abandoned") else in_flight
     return columns
 
 
@@ -260,7 +261,7 @@ def test_an_override_sets_deadlines_and_asks_for_nothing_else_unless_told(desk: 
     job_id = desk.put("pending")
     try:
         desk.fire(job_id, "override", "admin:jane", "a typing error", target="complete")
-    except TransitionNotAllowed:
+    except InvalidInput:
         assert desk.job(job_id).status == "pending"
     else:
         raise AssertionError("an unknown state was accepted")
