@@ -10,14 +10,14 @@ from typing import Any
 
 import peewee
 import pytest
-from peewee import Database, MySQLDatabase, PostgresqlDatabase
+from peewee import Database, MySQLDatabase
 
 import smi_workflow
-from smi_workflow.engine.database import is_sqlite, open_database
+from smi_workflow.engine.database import open_database
 from smi_workflow.engine.migrate import MigrationStatus, check_current, migrate, roll_back, status
-from smi_workflow.engine.tables import Tables
 from smi_workflow.errors import ConfigError, EngineError, SmiError, TransitionConflict
 from smi_workflow.jobs.model import JobTables
+from tests.support.schemas import models, rows, schema
 
 FOLDER = Path(smi_workflow.__file__).parent / "migrations"
 INITIAL = "0001_initial"
@@ -90,55 +90,6 @@ def scripts(tmp_path: Path) -> Path:
     folder = tmp_path / "scripts"
     folder.mkdir()
     return folder
-
-
-def rows(database: Database, sql: str) -> list[tuple[Any, ...]]:
-    return list(database.execute_sql(sql).fetchall())  # type: ignore[no-untyped-call]
-
-
-def models(database: Database, prefix: str) -> list[type[peewee.Model]]:
-    sale = JobTables.bound_to(database, prefix)
-    return [*Tables.bound_to(database, prefix).all(), sale.jobs, sale.payments, sale.refunds]
-
-
-def schema(database: Database, prefix: str) -> list[tuple[Any, ...]]:
-    """All that the database itself tells about the tables of this prefix, the migrations' own left out."""
-    if is_sqlite(database):
-        found = rows(database, "SELECT tbl_name, type, name, sql FROM sqlite_master")
-    elif isinstance(database, PostgresqlDatabase):
-        found = rows(
-            database,
-            "SELECT table_name, ordinal_position, column_name, data_type, character_maximum_length,"
-            " numeric_precision, numeric_scale, datetime_precision, is_nullable, column_default"
-            " FROM information_schema.columns WHERE table_schema = 'public'",
-        )
-        found += rows(
-            database, "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'"
-        )
-        found += rows(
-            database,
-            "SELECT r.relname, c.conname, pg_get_constraintdef(c.oid) FROM pg_constraint c"
-            " JOIN pg_class r ON r.oid = c.conrelid JOIN pg_namespace n ON n.oid = r.relnamespace"
-            " WHERE n.nspname = 'public'",
-        )
-    else:
-        found = rows(
-            database,
-            "SELECT table_name, ordinal_position, column_name, column_type, is_nullable, column_default"
-            " FROM information_schema.columns WHERE table_schema = DATABASE()",
-        )
-        found += rows(
-            database,
-            "SELECT table_name, index_name, seq_in_index, column_name, non_unique"
-            " FROM information_schema.statistics WHERE table_schema = DATABASE()",
-        )
-        found += rows(
-            database,
-            "SELECT table_name, constraint_name, check_clause FROM information_schema.check_constraints"
-            " WHERE constraint_schema = DATABASE()",
-        )
-    own = f"{prefix}smi_migrations"
-    return sorted((row for row in found if row[0].startswith(prefix) and row[0] != own), key=repr)
 
 
 def job(**changed: object) -> dict[str, object]:

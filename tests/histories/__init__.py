@@ -1,0 +1,1 @@
+"""Lives of jobs, recorded under each definition that was ever released, and replayed against today's."""

@@ -1,0 +1,154 @@
+"""Owns the tests of migrating a database that is full: forward and back, and nothing is lost. Called by pytest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import peewee
+import pytest
+from typer.testing import CliRunner, Result
+
+from smi_workflow.app import MIGRATIONS, App
+from smi_workflow.cli import migrate as command
+from smi_workflow.cli.main import app as cli
+from smi_workflow.engine.migrate import check_current, migrate, roll_back, status, would_roll_back
+from smi_workflow.errors import ConfigError, GuardRefused
+from tests.support.apps import settings_environment
+from tests.support.filled import contents, fill
+from tests.support.schemas import schema
+
+INITIAL, LATER = "0001_initial", "0002_reviewing"
+Smi = Callable[..., Result]
+
+
+@pytest.fixture
+def filled(database_url: str, tmp_path: Path) -> Iterator[App]:
+    app = fill(database_url, tmp_path)
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def later(tmp_path: Path) -> Path:
+    """The migrations of a later release: today's, and one more."""
+    folder = tmp_path / "later"
+    shutil.copytree(MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(Path(__file__).parents[1] / "support" / "migrations" / f"{LATER}.py", folder)
+    return folder
+
+
+def without_the_new(after: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    return {
+        table: [{name: value for name, value in row.items() if name != "review_note"} for row in rows]
+        for table, rows in after.items()
+    }
+
+
+def test_forward_and_back_every_row_stays_as_it_was(filled: App, later: Path) -> None:
+    database, prefix = filled.database, filled.settings.table_prefix
+    before, shape = contents(database, prefix), schema(database, prefix)
+    assert len(before["wp_smi_jobs"]) > 250
+    assert {row["status"] for row in before["wp_smi_jobs"]} >= {"pending", "processing", "completed", "failed"}
+    assert all(len(rows) > 50 for rows in before.values()), {name: len(rows) for name, rows in before.items()}
+
+    assert migrate(database, later, prefix=prefix) == (LATER,)
+    after = contents(database, prefix)
+    assert {row["review_note"] for row in after["wp_smi_jobs"]} == {None}
+    assert without_the_new(after) == before
+    assert schema(database, prefix) != shape
+    assert ("currency", "status") in {tuple(index.columns) for index in database.get_indexes("wp_smi_jobs")}
+
+    assert would_roll_back(database, later, prefix=prefix, to=INITIAL) == (LATER,)
+    assert contents(database, prefix) == after
+    assert roll_back(database, later, prefix=prefix, to=INITIAL) == (LATER,)
+    assert contents(database, prefix) == before
+    assert schema(database, prefix) == shape
+    check_current(database, MIGRATIONS, prefix=prefix)
+
+
+def test_the_earlier_release_works_on_the_later_tables_and_keeps_what_it_did(filled: App, later: Path) -> None:
+    database, prefix = filled.database, filled.settings.table_prefix
+    migrate(database, later, prefix=prefix)
+    check_current(database, MIGRATIONS, prefix=prefix)
+    (job, *_) = filled.jobs.get_jobs(status="pending")
+    filled.jobs.mark_failed(job.job_id, "outage")
+    with pytest.raises(GuardRefused):
+        filled.jobs.fire(job.job_id, "retry", actor="admin:jane", facts={"override": True})
+    told = contents(database, prefix)
+    roll_back(database, later, prefix=prefix, to=INITIAL)
+    assert contents(database, prefix) == without_the_new(told)
+    assert filled.jobs.get_job(job.job_id).status == "failed"
+
+
+def test_the_later_state_is_refused_before_and_taken_after(filled: App, later: Path) -> None:
+    database, prefix, jobs = filled.database, filled.settings.table_prefix, filled.job_tables.jobs
+    (job, *_) = filled.jobs.get_jobs(status="processing")
+    review = jobs.update(status="reviewing").where(jobs.job_id == job.job_id)
+    # MariaDB reports a failed check as an operational error.
+    with pytest.raises((peewee.IntegrityError, peewee.OperationalError)), database.atomic():
+        review.execute()
+    migrate(database, later, prefix=prefix)
+    assert review.execute() == 1
+    told = contents(database, prefix)
+    with pytest.raises(ConfigError, match="1 jobs are reviewing, which the earlier release does not know"):
+        roll_back(database, later, prefix=prefix, to=INITIAL)
+    assert contents(database, prefix) == told
+    assert status(database, later, prefix=prefix).applied == (INITIAL, LATER)
+
+
+def test_forward_again_after_back(filled: App, later: Path) -> None:
+    database, prefix = filled.database, filled.settings.table_prefix
+    migrate(database, later, prefix=prefix)
+    after = contents(database, prefix)
+    roll_back(database, later, prefix=prefix, to=INITIAL)
+    assert migrate(database, later, prefix=prefix) == (LATER,)
+    assert contents(database, prefix) == after
+
+
+# -- the command -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def smi(filled: App, later: Path, monkeypatch: pytest.MonkeyPatch) -> Smi:
+    """The later release's command line."""
+    monkeypatch.setattr(command, "MIGRATIONS", later)
+    environment = {**settings_environment(filled.settings), "COLUMNS": "200"}
+    # The server counts connections of others as a reason to wait; this one has done its part.
+    filled.database.close()
+
+    def run(*arguments: str) -> Result:
+        done = CliRunner().invoke(cli, ["migrate", *arguments], env=environment)
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        return done
+
+    return run
+
+
+def test_the_command_goes_forward_and_back_and_says_so_before(smi: Smi, filled: App) -> None:
+    prefix = filled.settings.table_prefix
+    before = contents(filled.database, prefix)
+    assert "Would be applied: 0002_reviewing" in smi("--dry-run").stdout
+    assert contents(filled.database, prefix) == before
+    assert json.loads(smi("--json").stdout) == {"applied": [LATER]}
+    assert "up to date" in smi("--dry-run").stdout
+    assert "Would be undone: 0002_reviewing" in smi("--back-to", INITIAL, "--dry-run").stdout
+    assert json.loads(smi("--back-to", INITIAL, "--dry-run", "--json").stdout) == {
+        "undone": [LATER],
+        "dry_run": True,
+    }
+    assert "review_note" in contents(filled.database, prefix)["wp_smi_jobs"][0]
+    assert "Undone: 0002_reviewing" in smi("--back-to", INITIAL).stdout
+    assert contents(filled.database, prefix) == before
+    assert "The database is at 0001_initial already." in smi("--back-to", INITIAL).stdout
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_the_command_does_not_go_back_to_nowhere(smi: Smi, filled: App, dry: tuple[str, ...]) -> None:
+    done = smi("--back-to", "0000_nothing", *dry)
+    assert done.exit_code == 2
+    assert "0000_nothing is not applied (applied: 0001_initial)" in done.stderr
+    assert len(contents(filled.database, filled.settings.table_prefix)["wp_smi_jobs"]) > 250
