@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint config/constraints.txt
 
-.PHONY: demo test check chaos breaks clean
+.PHONY: demo test check chaos breaks fuzz clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.installed: pyproject.toml config/constraints.txt
@@ -28,12 +28,17 @@ check: $(VENV)/.lint          ## lint, types, floors
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/bandit -q -c pyproject.toml -r smi_workflow workers
 
 chaos: $(VENV)/.installed     ## sell under fire, then judge; MINUTES=2, SALES=1000, SEED=any
 	@$(BIN)/python -m tests.chaos.run --minutes $(or $(MINUTES),2) --sales $(or $(SALES),1000) $(if $(SEED),--seed $(SEED))
 
 breaks: $(VENV)/.installed    ## make one line of each law wrong, and see who notices
 	@$(BIN)/python -m tests.breaks $(ARGS)
+
+fuzz: $(VENV)/.lint           ## coverage-guided fuzzing of one parser; T=target S=seconds
+	@$(PIP) --editable '.[test,fuzz]'
+	@$(BIN)/python -m tests.fuzz.atheris_targets $(T) -max_total_time=$(or $(S),60)
 
 clean:
 	rm -rf $(VENV) var build *.egg-info

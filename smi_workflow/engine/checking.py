@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
 from peewee import SQL, NodeList, fn
@@ -90,6 +90,7 @@ class Told(NamedTuple):
 
     state: str
     payload: str
+    reason: str | None
 
 
 Suspects = Iterable[tuple[str, str]]
@@ -181,7 +182,7 @@ class View:
 
         def build() -> Any:
             mine = (table.workflow == Slot("workflow")) & (table.subject_id == Slot("key"))
-            return table.select(table.state, table.payload).where(mine & (table.state == "parked"))
+            return table.select(table.state, table.payload, table.reason).where(mine & (table.state == "parked"))
 
         found: list[Told] = self.of_subject("parked", Told, build, workflow, key)
         return found
@@ -191,7 +192,7 @@ class View:
         table = self.engine.tables.events
 
         def build() -> Any:
-            return table.select(table.state, table.payload).where(table.id == Slot("key"))
+            return table.select(table.state, table.payload, table.reason).where(table.id == Slot("key"))
 
         found: list[Told] = self.of_subject("event", Told, build, "", event_id)
         return found[0] if found else None
@@ -210,7 +211,8 @@ class View:
 
     def rows(self, query: Any) -> list[tuple[Any, ...]]:
         """The rows of a query over whole tables; no more than can be told of."""
-        return list(query.limit(self.limit + 1).tuples().iterator())
+        # Not by LIMIT: PostgreSQL would look for a plan that soon finds a few, and there are none to be found.
+        return list(islice(self.each(query), self.limit + 1))
 
     def of_subject(self, kind: str, made: Any, build: Callable[[], Any], workflow: str, key: str) -> list[Any]:
         """The rows of one kind that belong to a subject, read once; `build` has slots for `workflow` and `key`.

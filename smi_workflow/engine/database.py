@@ -148,7 +148,7 @@ def open_database(url: str) -> Database:
         "port": port,
         "user": unquote(parts.username) if parts.username else None,
         "password": unquote(parts.password) if parts.password else None,
-        **dict(parse_qsl(parts.query)),
+        **_options(parts.query),
     }
     server = {name: value for name, value in server.items() if value is not None}
     name = unquote(parts.path).strip("/")
@@ -159,7 +159,6 @@ def open_database(url: str) -> Database:
             name,
             prefer_psycopg3=True,
             options=options,
-            connect_timeout=5,
             field_types={"UTCDATETIME": "TIMESTAMP", "LONGTEXT": "TEXT"},
             **server,
         )
@@ -167,7 +166,6 @@ def open_database(url: str) -> Database:
         return _MariaDb(
             name,
             mariadb=True,
-            connect_timeout=5,
             # Report the rows that matched, as the other databases do, and not only those that changed.
             client_flag=_FOUND_ROWS,
             # READ COMMITTED: after a row lock is granted, later reads must see what the winner committed.
@@ -179,6 +177,21 @@ def open_database(url: str) -> Database:
             **server,
         )
     raise ConfigError(f"SMI_DATABASE_URL: cannot use scheme {parts.scheme!r}; sqlite, postgresql or mysql")
+
+
+def _options(query: str) -> dict[str, object]:
+    """What a URL refines, in the drivers' words: not what a connection of ours must be.
+
+    Raises:
+        ConfigError: an option that is not the URL's to set, or a time-out that is no number.
+    """
+    options: dict[str, object] = dict(parse_qsl(query))
+    taken = options.keys() & {"prefer_psycopg3", "mariadb", "client_flag", "init_command", "field_types"}
+    seconds = str(options.get("connect_timeout", "5"))
+    if taken or not (seconds.isascii() and seconds.isdigit()):
+        name = ", ".join(sorted(taken)) or "connect_timeout"
+        raise ConfigError(f"SMI_DATABASE_URL cannot set {name} like this")
+    return {**options, "connect_timeout": int(seconds)}
 
 
 def is_sqlite(database: Database) -> bool:

@@ -217,9 +217,9 @@ def _beside_subjects(view: View) -> Iterator[Violation]:
         if shows_address(reason) or shows_address(details):
             yield Violation(PERSONAL.name, None, None, f"audit row {number} ({act}) holds an e-mail address")
     settled = ~events.settled_at.is_null() & contains("@", events.payload)
-    query = events.select(events.id, events.reason, events.payload)
-    for event_id, reason, payload in view.rows(query.where(settled | contains("@", events.reason))):
-        if shows_address(reason) or shows_address(payload):
+    for (event_id,) in view.each(events.select(events.id).where(settled | contains("@", events.reason))):
+        event = view.event(event_id)
+        if event is not None and (shows_address(event.reason) or shows_address(event.payload)):
             yield Violation(PERSONAL.name, None, None, f"event {event_id} is settled, and holds an e-mail address")
 
 

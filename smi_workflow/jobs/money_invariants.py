@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
-from peewee import Case, fn
+from peewee import JOIN, Case, fn
 
 from smi_workflow.engine.checking import Invariant, Suspects, View, invariant
 from smi_workflow.engine.event_invariants import contains
@@ -89,39 +89,36 @@ def _paid_oddly(view: View) -> Suspects:
         yield from ((JOB, found[0]) for found in view.rows(query))
 
 
-def _all_counted(view: View) -> bool:
-    """As many payments as transitions that received one."""
-    payments, history = view.engine.bound(Payment), view.engine.tables.transitions
-    received = (view.scanned(history.workflow) == JOB) & history.trigger.in_(
-        ("payment_received", "payment_unexpected")
-    )
-    ((there,),) = view.each(payments.select(fn.COUNT(payments.id)))
-    ((told,),) = view.each(history.select(fn.COUNT(history.id)).where(received))
-    return bool(there == told)
-
-
 def _received_oddly(view: View) -> Iterator[Any]:
-    """Jobs with another number of payments than their history received, of the sale's and of others."""
-    payments, history = view.engine.bound(Payment), view.engine.tables.transitions
-    of_job = payments.select(
-        payments.job_id, _count(payments.role == SALE).alias("own"), _count(payments.role != SALE).alias("other")
-    ).group_by(payments.job_id)
-    received, unexpected = (history.trigger == name for name in ("payment_received", "payment_unexpected"))
-    told = (
-        history.select(history.subject_id, _count(received).alias("own"), _count(unexpected).alias("other"))
-        .where((view.scanned(history.workflow) == JOB) & (received | unexpected))
-        .group_by(history.subject_id)
+    """Jobs with another number of payments than their history received.
+
+    First the numbers of the jobs' rows are added up, once by their payments and once by their history: where both
+    come to the same, nobody needs to be looked for.
+    """
+    jobs, payments, history = view.engine.bound(Job), view.engine.bound(Payment), view.engine.tables.transitions
+    for trigger, of_role in (
+        ("payment_received", payments.role == SALE), ("payment_unexpected", payments.role != SALE),
+    ):  # fmt: skip
+        told = (view.scanned(history.workflow) == JOB) & (history.trigger == trigger)
+        total = (fn.COUNT(jobs.id), fn.SUM(jobs.id))
+        paid = payments.select(*total).join(jobs, JOIN.LEFT_OUTER, on=(jobs.job_id == payments.job_id))
+        received = history.select(*total).join(jobs, JOIN.LEFT_OUTER, on=(jobs.job_id == history.subject_id))
+        if list(view.each(paid.where(of_role))) != list(view.each(received.where(told))):
+            yield from _unlike(payments, history, of_role, told)
+
+
+def _unlike(payments: Any, history: Any, of_role: Any, told: Any) -> Iterator[Any]:
+    paid = payments.select(payments.job_id, fn.COUNT(payments.id).alias("n")).where(of_role)
+    paid = paid.group_by(payments.job_id)
+    received = history.select(history.subject_id, fn.COUNT(history.id).alias("n")).where(told)
+    received = received.group_by(history.subject_id)
+    same = paid.c.job_id == received.c.subject_id
+    yield (
+        paid.select_from(paid.c.job_id)
+        .left_outer_join(received, on=same)
+        .where(received.c.n.is_null() | (received.c.n != paid.c.n))
     )
-    fewer = told.select_from(told.c.subject_id).left_outer_join(of_job, on=(of_job.c.job_id == told.c.subject_id))
-    other = (of_job.c.own != told.c.own) | (of_job.c.other != told.c.other)
-    yield fewer.where(of_job.c.own.is_null() | other)
-    if not _all_counted(view):
-        more = of_job.select_from(of_job.c.job_id).left_outer_join(told, on=(of_job.c.job_id == told.c.subject_id))
-        yield more.where(told.c.own.is_null())
-
-
-def _count(condition: Any) -> Any:
-    return fn.SUM(Case(None, [(condition, 1)], 0))
+    yield received.select_from(received.c.subject_id).left_outer_join(paid, on=same).where(paid.c.n.is_null())
 
 
 PAYMENTS = invariant(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from smi_workflow.engine.attempt import Outcome
 from smi_workflow.engine.declaration import Effect
+from smi_workflow.errors import ServiceRefused
 
 DUE, CLAIMED, KEPT = "due", "claimed", "kept"
 
@@ -31,7 +32,7 @@ class OpenEffect(NamedTuple):
     doubts: bool = False
     waits: bool = False
     state: str = DUE
-    outcome: Outcome | None = None
+    outcome: Outcome | ServiceRefused | None = None
 
 
 class Event(NamedTuple):

@@ -204,11 +204,11 @@ def _attempt(made: Scene, item: OpenEffect, choices: Choices) -> Scene | None:
     scenario = made.plan.scenario
     attempt = _as_attempt(made, item)
     try:
-        outcome = scenario.handlers[item.effect.name](made, attempt, choices)
+        outcome: Outcome | ServiceRefused = scenario.handlers[item.effect.name](made, attempt, choices)
     except ServiceRefused as refusal:
         if item.doubts:
             return _give_up(made, item, attempt, refusal.code or "refused", str(refusal), choices)
-        return _failed(made, item, refusal.code or "refused", str(refusal))
+        outcome = refusal
     except ServiceUnavailable as trouble:
         return _retried(made, item, attempt, trouble, choices)
     claimed = sum(other.state == CLAIMED for other in made.effects)
@@ -216,6 +216,12 @@ def _attempt(made: Scene, item: OpenEffect, choices: Choices) -> Scene | None:
         made.replace(item, state=CLAIMED, outcome=outcome)
         made.label += ", and its worker has not reported yet"
         return made
+    return _report(made, item, outcome)
+
+
+def _report(made: Scene, item: OpenEffect, outcome: Outcome | ServiceRefused) -> Scene | None:
+    if isinstance(outcome, ServiceRefused):
+        return _failed(made, item, outcome.code or "refused", str(outcome))
     return _conclude(made, item, outcome)
 
 
@@ -340,4 +346,4 @@ def _ran(scene: Scene, item: OpenEffect) -> None:
 def _settled_later(scene: Scene, item: OpenEffect, label: str) -> Scene | None:
     assert item.outcome is not None
     made = _fork(scene, label)
-    return _conclude(made, item, item.outcome)
+    return _report(made, item, item.outcome)

@@ -38,7 +38,7 @@ WORKERS = ("worker-1", "worker-2", "worker-3")
 WEBS = ("web-1", "web-2")
 THREADS = 8
 RING_AGAIN = timedelta(seconds=5)
-CALM_LIMIT = timedelta(days=90)
+CALM_LIMIT, LIES_LIMIT = timedelta(days=90), timedelta(hours=6)
 STEPS_PER_SUBJECT_MAX = 20_000
 STORY_LINES = 400
 IN_CALM_ONLY = ("nothing_overdue",)
@@ -240,6 +240,8 @@ class Simulation:
         wakes = [stage.asleep[0][0]] if stage.asleep else []
         if due is not None:
             # What is due already has been rung for: the ring is given its time, or was lost.
+            if self._calm_since is not None and stage.time - max(due, self._calm_since) > LIES_LIMIT:
+                raise Violated("everything comes to rest", f"what was due at {due:%d %H:%M:%S} is left lying")
             wakes.append(due if due > stage.time else stage.time + RING_AGAIN)
         if not wakes:
             return False

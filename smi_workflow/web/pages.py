@@ -57,7 +57,7 @@ def render_page(title: str, paragraphs: Sequence[str], status: int = 200, *, job
         job_id: shown where given, escaped like everything else.
     """
     # Marked safe because it is our own file; everything else is escaped.
-    style = Markup(_STYLE)
+    style = Markup(_STYLE)  # nosec B704
     text = render_template("page.html", title=title, paragraphs=paragraphs, job_id=job_id, style=style)
     response = Response(text, status, content_type="text/html; charset=utf-8")
     response.headers["Content-Security-Policy"] = PAGE_POLICY

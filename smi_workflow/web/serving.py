@@ -19,7 +19,7 @@ from peewee import Database, PeeweeException
 from smi_workflow.app import App, open_process
 from smi_workflow.errors import SmiError
 from smi_workflow.integrations.broker import Doorbell, make_broker
-from smi_workflow.web.problems import DATABASE_FAILED, answer_problems
+from smi_workflow.web.problems import DATABASE_FAILED, Problem, answer_problems
 
 # gunicorn's own status for an application that cannot be loaded: it stops, and does not try for ever.
 EXIT_NOT_LOADED = 4
@@ -70,6 +70,9 @@ def make_site(app: App) -> Flask:
         g.started = time.monotonic()
         given = request.headers.get("X-Request-Id", "")
         g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        if not request.query_string.isascii():
+            # No URL has such bytes; whoever reads the query would choke on them.
+            raise Problem(400)
         connection = request.environ.get("gunicorn.socket")
         if isinstance(connection, socket.socket):
             connection.settimeout(STALL_SECONDS)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from packaging.requirements import Requirement
 
 from smi_workflow.cli.main import app as cli
 from smi_workflow.engine.picture import svg
@@ -18,6 +19,7 @@ from smi_workflow.jobs.lifecycle import JOB
 from smi_workflow.jobs.refunds import REFUND
 from smi_workflow.settings import Settings
 from smi_workflow.web.site import create_app
+from tests.integration.test_supply import DIRECT
 from tests.support.apps import finished_job, open_test_app, picture
 from tests.support.contracts import REPOSITORY
 
@@ -102,3 +104,10 @@ def run_example(text: str, folder: Path, environment: dict[str, str]) -> None:
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("line", DIRECT)
+def test_every_direct_dependency_is_justified(line: str) -> None:
+    table = README.partition("### Dependencies")[2]
+    name = re.escape(Requirement(line).name)
+    assert re.search(rf"^\| ([\w-]+, )*{name}(, [\w-]+)* \|", table, re.I | re.M)

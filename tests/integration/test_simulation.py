@@ -117,6 +117,7 @@ def test_the_same_seed_gives_the_same_run_byte_for_byte() -> None:
 
 def test_a_fault_is_found_told_and_made_smaller() -> None:
     """Every payment is put down one cent too low: who sees it, and with how few sales?"""
+
     def insert_wrong(case: Any, role: Any) -> None:
         kept = case.facts
         case.facts = {**kept, "amount_cents": kept["amount_cents"] - 1}

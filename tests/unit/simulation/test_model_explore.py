@@ -126,13 +126,11 @@ def test_a_wait_that_nothing_ends_is_found_with_the_shortest_story() -> None:
 
 
 def test_a_failure_trigger_that_its_own_state_lacks_is_found() -> None:
-    """The declaration is checked for it, but for effects that outlive a move to elsewhere."""
-    odd = Effect("call_courier", "shipping", failure="give_up")
+    """The declaration's own check is stepped over here: the model does not rely on it."""
     scenario = courier(parcels())
     flow = scenario.workflows[0]
     flow.moves = tuple(move for move in flow.moves if move.trigger != "give_up")
     flow._allowed = {state: tuple(t for t in known if t != "give_up") for state, known in flow._allowed.items()}
-    assert odd.failure == "give_up"
     assert "nothing_breaks" in names(scenario)
 
 
