@@ -39,6 +39,7 @@ class Break:
 _RUN = '            return self._engine.run(work, cause=f"effect:{row.id}")\n'
 _CONCLUDE = (
     f"{_RUN}        except _PASSING:\n            raise\n"
+    "        except UnknownState as unknown:\n            return self._leave(row, lease, unknown)\n"
     "        except (GuardRefused, TransitionNotAllowed) as refusal:\n            if outcome"
 )
 _SETTLE = "            self._alone(lambda unit: self._settle(lease, EffectState.DONE, unit.now), lease)\n"
@@ -130,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Apply them one at a time; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--law", type=int, action="append", help="only this law's; may be given several times")
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=60)
     options = parser.parse_args(arguments)
     unnoticed = 0

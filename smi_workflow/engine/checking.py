@@ -227,12 +227,22 @@ class View:
             found = self._read[name] = [made._make(row) for row in rows]
         return found
 
-    def scanned(self, column: Any) -> Any:
-        """A column of a table that is read from end to end.
+    def of(self, workflow: str, column: Any) -> Any:
+        """Whether a row of history or queue is of this workflow, where all such rows are read.
 
-        SQLite would rather follow an index whose first column is given, even to nearly all rows: a jump for each.
+        SQLite follows the index whose first column this is, even to nearly all rows, with a jump for each: where
+        a workflow has most of the subjects, its rows are read from end to end.
         """
-        return NodeList((SQL("+"), column)) if is_sqlite(self.engine.database) else column
+        if not is_sqlite(self.engine.database) or workflow not in self.once("large", self._large):
+            return column == workflow
+        return NodeList((SQL("+"), column, SQL("="), workflow), parens=True)
+
+    def _large(self) -> list[str]:
+        counts = {}
+        for name, rules in self.rules.items():
+            model: Any = self.engine.bound(rules.flow.model)
+            ((counts[name],),) = self.each(model.select(fn.COUNT(model._meta.primary_key)))
+        return [name for name, count in counts.items() if count * 5 >= max(counts.values())]
 
     def each(self, query: Any) -> Iterator[tuple[Any, ...]]:
         """All rows of a query that is known to give few."""

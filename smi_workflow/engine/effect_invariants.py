@@ -136,7 +136,7 @@ def _left_over(view: View) -> Suspects:
         model = view.engine.bound(rules.flow.model)
         open_ = effects.state.in_(OPEN) & effects.is_timer & ~effects.survives
         # With the cross join, it keeps SQLite to the index of states: few effects are open.
-        open_ &= view.scanned(effects.workflow) == name
+        open_ &= view.of(name, effects.workflow)
         open_ &= (getattr(model, rules.flow.key) == effects.subject_id) & (effects.visit != model.visit)
         joined = effects.select(effects.subject_id).join(model, JOIN.CROSS)
         yield from ((name, found[0]) for found in view.rows(joined.where(open_)))

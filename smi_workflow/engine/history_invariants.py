@@ -175,7 +175,7 @@ def _steps_taken(view: View) -> Iterator[tuple[Rules, Step]]:
     """Each step of which the present definition's history has one or more."""
     table = view.engine.tables.transitions
     for name, rules in view.rules.items():
-        ours = (view.scanned(table.workflow) == name) & (table.fingerprint == rules.flow.fingerprint)
+        ours = view.of(name, table.workflow) & (table.fingerprint == rules.flow.fingerprint)
         taken = table.select(table.trigger, table.from_state, table.to_state).where(ours).distinct()
         for trigger, origin, to in view.each(taken):
             yield rules, (trigger, origin, to)

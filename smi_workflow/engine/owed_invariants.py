@@ -67,7 +67,7 @@ def _by_step(view: View, rules: Rules) -> Any:
     table = view.engine.tables.transitions
     columns = (table.trigger, table.from_state, table.to_state)
     owing = table.trigger.in_(sorted({step[0] for step in rules.owed}))
-    mine = (view.scanned(table.workflow) == rules.flow.name) & (table.fingerprint == rules.flow.fingerprint)
+    mine = view.of(rules.flow.name, table.workflow) & (table.fingerprint == rules.flow.fingerprint)
     return table.select(*columns, fn.COUNT(table.id), fn.SUM(table.id)).where(mine & owing).group_by(*columns)
 
 
@@ -107,7 +107,7 @@ def _lacking(view: View, rules: Rules, step: Step, name: str) -> Any:
     effects, table = view.engine.tables.effects, view.engine.tables.transitions
     its = (effects.workflow == rules.flow.name) & (effects.subject_id == table.subject_id)
     its &= (effects.sequence == table.sequence) & (effects.name == name)
-    ours = (view.scanned(table.workflow) == rules.flow.name) & (table.fingerprint == rules.flow.fingerprint)
+    ours = view.of(rules.flow.name, table.workflow) & (table.fingerprint == rules.flow.fingerprint)
     query = table.select(table.subject_id).left_outer_join(effects, on=its)
     return query.where(ours & _is_step(table, step) & effects.id.is_null())
 
@@ -120,7 +120,7 @@ def _with_cause(view: View, rules: Rules) -> Any:
 
 
 def _mine(view: View, rules: Rules) -> Any:
-    return view.scanned(view.engine.tables.effects.workflow) == rules.flow.name
+    return view.of(rules.flow.name, view.engine.tables.effects.workflow)
 
 
 def _has_no_cause(effects: Any, table: Any) -> Any:

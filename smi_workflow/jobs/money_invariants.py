@@ -99,7 +99,7 @@ def _received_oddly(view: View) -> Iterator[Any]:
     for trigger, of_role in (
         ("payment_received", payments.role == SALE), ("payment_unexpected", payments.role != SALE),
     ):  # fmt: skip
-        told = (view.scanned(history.workflow) == JOB) & (history.trigger == trigger)
+        told = view.of(JOB, history.workflow) & (history.trigger == trigger)
         total = (fn.COUNT(jobs.id), fn.SUM(jobs.id))
         paid = payments.select(*total).join(jobs, JOIN.LEFT_OUTER, on=(jobs.job_id == payments.job_id))
         received = history.select(*total).join(jobs, JOIN.LEFT_OUTER, on=(jobs.job_id == history.subject_id))

@@ -14,7 +14,7 @@ RATES = {
     "crash_inside": 0.0004,  # … inside one
     "kill": 0.0004,  # a process dies at whatever it is doing, per step
     "stop": 0.0004,  # a handler is interrupted, as by SIGTERM
-    "freeze": 0.0008,  # a process stands still in the midst of something, past its leases, and comes back
+    "freeze": 0.003,  # a process stands still in the midst of something, past its leases, and comes back
     "skew": 0.05,  # a process starts with a clock that is off
     "deploy": 0.25,  # a process starts on the older release
     "lose": 0.02,  # a message is lost

@@ -87,6 +87,7 @@ def sale_scenarios(job: Workflow = JOB, refund: Workflow = REFUND) -> tuple[Scen
         scenario("refunds in trouble", delivered, idle=LATER, admin_refund=1, sinks=1, faults=2),
         scenario("refunds that fail", paid, idle=QUIET, prompt=PROMPT, admin_refund=1, sinks=1),
         scenario("refunds at Stripe", paid, idle=QUIET, prompt=PROMPT, admin_refund=1, foreign=1),
+        scenario("refunds told twice", delivered, idle=QUIET, admin_refund=1, foreign=1, sinks=1, copies=2),
         scenario("chargebacks", paid, idle=QUIET, prompt=PROMPT, dispute=3),
         scenario("chargebacks and refunds", paid, idle=QUIET, prompt=ALL, admin_refund=1, dispute=3),
         scenario("retries", paid, idle=QUIET, prompt=ALL, admin_retry=2, admin_fail=1),

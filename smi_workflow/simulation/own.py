@@ -29,10 +29,9 @@ from smi_workflow.engine.workflow import Workflow
 from smi_workflow.errors import SmiError
 from smi_workflow.simulation.calls import Caller
 from smi_workflow.simulation.scenario import Props, Release
-from smi_workflow.simulation.stage import Process, Unreachable
+from smi_workflow.simulation.stage import LEASE_SECONDS, Process, Unreachable
 
 T = TypeVar("T")
-LEASE_SECONDS = 60.0
 BETWEEN_SECONDS = 30.0
 
 

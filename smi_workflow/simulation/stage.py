@@ -20,6 +20,7 @@ from smi_workflow.engine.outbox import Lease
 from smi_workflow.engine.points import Point, inside_transaction
 from smi_workflow.simulation.faults import Faults
 
+LEASE_SECONDS = 60.0
 START = datetime(2026, 1, 5, 8, 0, tzinfo=UTC)
 
 
@@ -228,7 +229,10 @@ class Stage:
 
     def _freeze(self, process: Process) -> None:
         """It stands still, long enough for its leases to lapse, and then goes on as if nothing had been."""
-        seconds = self.random.uniform(70, 900)
+        # Half of them wake just when somebody else has claimed what they were at.
+        just_past = self.random.random() < 0.5
+        shortest, longest = (LEASE_SECONDS - 0.05, LEASE_SECONDS + 0.2) if just_past else (70.0, 900.0)
+        seconds = self.random.uniform(shortest, longest)
         process.frozen_until = self.time + timedelta(seconds=seconds)
         self.spawn(f"thaw {process.name}", lambda: None, after=seconds)
         self.tell(f"{process.name} stands still for {seconds:.0f} s")
