@@ -87,11 +87,11 @@ def _incoherent(view: View, rules: Rules) -> Any:
         .left_outer_join(table, on=_of(table, rules.flow.name, key))
         .group_by(model._meta.primary_key)
         .having(
-            (fn.COUNT(number) != model.version)
+            (fn.COUNT(number) != fn.MAX(model.version))
             | (fn.COALESCE(fn.MIN(number), 1) != 1)
-            | (fn.COALESCE(fn.MAX(number), 0) != model.version)
-            | (fn.COALESCE(led, 0) != _numbered(state, rules) * model.version)
-            | (fn.COALESCE(fn.MAX(Case(None, [(begun, number)], 0)), 0) != model.visit)
+            | (fn.COALESCE(fn.MAX(number), 0) != fn.MAX(model.version))
+            | (fn.COALESCE(led, 0) != _numbered(fn.MAX(state), rules) * fn.MAX(model.version))
+            | (fn.COALESCE(fn.MAX(Case(None, [(begun, number)], 0)), 0) != fn.MAX(model.visit))
         )
     )
 
