@@ -1,4 +1,4 @@
-"""Owns the deliberate one-line breaks of the laws, and who notices each. Run by hand and by the wider CI run.
+"""Owns the deliberate one-line breaks of the laws, and who notices each. Run by hand: `make breaks`.
 
     python -m tests.breaks [--law 4] [--seeds 10] [--jobs 60]
 
