@@ -10,6 +10,7 @@ import pwd
 import signal
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -48,7 +49,7 @@ def wait_for(condition: Callable[[], bool], awaited: str, seconds: float = START
         time.sleep(0.02)
 
 
-class Server:
+class Server(ABC):
     """A server process with its children; what is frozen, killed or started is all of them."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
@@ -99,8 +100,9 @@ class Server:
         """Whether it ended."""
         return self._process is None or self._process.poll() is not None
 
+    @abstractmethod
     def _command(self) -> list[str]:
-        raise NotImplementedError
+        """What starts it."""
 
 
 class Broker(Server):
