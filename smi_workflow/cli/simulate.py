@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import multiprocessing
 import sys
@@ -18,8 +17,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from smi_workflow.errors import InvalidInput
+from smi_workflow.cli.own import load_own
+from smi_workflow.cli.screen import FAILED, speaking_plainly
+from smi_workflow.errors import ConfigError
 from smi_workflow.simulation.faults import RATES, read_rates
+from smi_workflow.simulation.own import OwnWorkflow
 from smi_workflow.simulation.sale import Sale
 from smi_workflow.simulation.scenario import Build
 from smi_workflow.simulation.shrink import shrink
@@ -53,8 +55,9 @@ def simulate(
     The same seed gives the same run, to the byte. Exit 0: all is well; 1: an invariant was violated.
     """
     first = seed if seed is not None else int(time.time())
-    rates = read_rates(faults.split(","))
-    build = find_build(workflow)
+    with speaking_plainly():
+        rates = read_rates(faults.split(","))
+        build = find_build(workflow)
     began = time.perf_counter()
     reports: list[Report] = []
     console = Console(stderr=True)
@@ -77,27 +80,21 @@ def simulate(
     if failed:
         if not as_json:
             _explain(Console(), failed[0], rates, build, faults, workflow)
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 def find_build(name: str | None) -> Build:
     """The world to simulate: the shop, or `module:NAME`.
 
     Raises:
-        InvalidInput: there is no such thing.
+        ConfigError: there is no such thing, or it is none.
     """
     if name is None:
         return Sale
-    module, _, attribute = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InvalidInput("workflow", f"{name!r} cannot be found: {error}") from None
-    if not callable(found):
-        raise InvalidInput("workflow", f"{name!r} is no OwnWorkflow")
-    build: Build = found
-    return build
+    found = load_own(name)
+    if not isinstance(found, OwnWorkflow):
+        raise ConfigError(f"{name} is a {type(found).__name__}: no OwnWorkflow")
+    return found
 
 
 def _runs(

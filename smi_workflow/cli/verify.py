@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 import typer
 
+from smi_workflow.cli.own import load_own
 from smi_workflow.cli.screen import FAILED, Json, console, print_json, speaking_plainly
 from smi_workflow.engine.workflow import Workflow
 from smi_workflow.errors import ConfigError
@@ -61,15 +59,5 @@ def _scenarios(names: Iterable[str]) -> tuple[Scenario, ...]:
 
 
 def _load(name: str) -> tuple[object, ...]:
-    module_name, _, attribute = name.partition(":")
-    if not attribute:
-        raise ConfigError(f"--workflow takes MODULE:ATTRIBUTE, not {name!r}")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        # As `python -m` does: a workflow of one's own mostly lies beside.
-        sys.path.insert(0, here)
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"--workflow {name}: {error}") from None
+    found = load_own(name)
     return tuple(found) if isinstance(found, tuple | list) else (found,)

@@ -59,7 +59,6 @@ class Report:
     triggers: dict[str, int] = field(default_factory=dict)
     effects: dict[str, int] = field(default_factory=dict)
     events: dict[str, int] = field(default_factory=dict)
-    ends: dict[str, int] = field(default_factory=dict)
     failure: Violated | None = None
     story: list[str] = field(default_factory=list)
 

@@ -213,6 +213,22 @@ def test_the_command_reports_and_keeps_a_line_per_seed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--faults", "weather"], "there is no 'weather'"),
+        (["--workflow", "nope:X"], "No module named 'nope'"),
+        (["--workflow", "nope"], "takes MODULE:ATTRIBUTE"),
+        (["--workflow", "json:dumps"], "no OwnWorkflow"),
+    ],
+)
+def test_bad_input_is_told_in_a_line_and_not_in_a_trace(arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(smi, ["simulate", *arguments])
+    assert done.exit_code == 2, done.output
+    assert message in done.output
+    assert isinstance(done.exception, SystemExit)
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["weather"], "there is no 'weather'; there are: crash, "),
