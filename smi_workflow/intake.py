@@ -247,8 +247,7 @@ class StripeReader:
         )
 
     def _first(self, model: type[M], build: Callable[[], Any], **values: object) -> M | None:
-        rows = self._engine.registry.select(("intake", model, tuple(values)), model, build, values)
-        return rows[0] if rows else None
+        return self._engine.registry.first(("intake", model, tuple(values)), model, build, values)
 
     def _job_of(self, thing: dict[str, Any]) -> Job | Reading:
         """The job that a session or intent belongs to: by our metadata, else by what is on record."""
@@ -277,13 +276,12 @@ class UpsamplerReader:
         told = json.loads(row.payload)
         upscale = parse_upscale(told)
         effects = self._engine.tables.effects
-        found = self._engine.registry.select(
+        effect = self._engine.registry.first(
             ("intake", effects), effects, lambda: effects.select().where(effects.id == Slot("id")),
             {"id": told["effect_id"]},
         )  # fmt: skip
-        if not found:
+        if effect is None:
             return Ignore("the submission it answers is not on record")
-        effect = found[0]
         job = self._engine.read("job", effect.subject_id)
         if not self._engine.workflows["job"].knows(job.status):
             return Park(f"{job.status} is a state that this release does not know", "job", job.job_id, job.version)

@@ -295,10 +295,9 @@ class Inbox:
 
     def _read(self, inbox_id: str) -> EventRow | None:
         table = self._table
-        rows = self._engine.registry.select(
+        return self._engine.registry.first(
             "event", table, lambda: table.select().where(table.id == Slot("id")), {"id": inbox_id}
         )
-        return rows[0] if rows else None
 
 
 def _count(unit: Unit, workflow: str | None, key: str | None, change: int) -> None:

@@ -62,7 +62,13 @@ class Registry:
             query = model.select().where(getattr(model, flow.key) == Slot("key"))
             return query.for_update() if lock and not is_sqlite(self.database) else query
 
-        rows = self.select(("read", flow.name, lock), model, build, {"key": key})
+        return self.first(("read", flow.name, lock), model, build, {"key": key})
+
+    def first(
+        self, key: object, model: type[M], build: Callable[[], Any], values: Mapping[str, object]
+    ) -> M | None:
+        """The first row of such a query, or None; see `select`."""
+        rows = self.select(key, model, build, values)
         return rows[0] if rows else None
 
     def select(

@@ -171,6 +171,9 @@ class _SceneEngine:
     ) -> list[Any]:
         return select(build, values)
 
+    def first(self, key: object, model: object, build: Callable[[], Query], values: Mapping[str, object]) -> Any:
+        return next(iter(select(build, values)), None)
+
     def read(self, workflow: str, key: str) -> Any:
         row = self._desk.scene.find(workflow, key)
         if row is None:
