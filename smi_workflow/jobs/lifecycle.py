@@ -2,17 +2,17 @@
 
 How to read it: a job is always in one STATE. Entering a state owes its effects and sets its timers. A MOVE is one
 row of the table: in these states, this trigger leads there (or `None`: it stays), if these guards agree; the
-change is written in the same commit. Guards are in guards.py, changes in changes.py, handlers in effects/.
+change is written in the same commit. Guards are in guards.py, changes in changes.py, conditions
+and inputs of what is owed in owing.py, handlers in effects/.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 from smi_workflow.engine.declaration import ANYWHERE, Case, Delay, Effect, Move, Owed, State
 from smi_workflow.engine.workflow import Workflow
-from smi_workflow.jobs import changes, facts, guards
+from smi_workflow.jobs import changes, facts, guards, owing
 from smi_workflow.jobs.model import Job, JobStatus
 from smi_workflow.jobs.telling import TELL_ADMIN, money_to_return, what_happened
 
@@ -61,85 +61,17 @@ def until_refund(case: Case[Job]) -> timedelta:
     return timedelta(minutes=0 if final else case.policy.refund_delay_minutes)
 
 
-# -- the conditions and inputs of what is owed -----------------------------------------------------------------
-
-
-def has_no_checkout(case: Case[Job]) -> bool:
-    return bool(case.row.stripe_checkout_session_id is None)
-
-
-def checkout_may_be_open(case: Case[Job]) -> bool:
-    known = case.row.stripe_checkout_session_id is not None and case.facts.get("session_status") != "expired"
-    return known and case.state != AWAITING and not guards.is_paid(case)
-
-
-def money_is_held(case: Case[Job]) -> bool:
-    return bool(case.row.refundable_cents > 0)
-
-
-def refund_is_full(case: Case[Job]) -> bool:
-    return case.facts.get("amount_cents") in (None, case.row.refundable_cents)
-
-
-def settled_refund_is_full(case: Case[Job]) -> bool:
-    not_counted = 0 if case.facts["is_ours"] else case.facts["amount_cents"]
-    return bool(case.facts.get("role", "sale") == "sale" and case.row.refundable_cents <= not_counted)
-
-
-def funds_are_withdrawn(case: Case[Job]) -> bool:
-    return bool(case.facts["withdrawn_cents"]) and case.facts.get("role", "sale") == "sale"
-
-
-def without_override(case: Case[Job]) -> bool:
-    return case.facts.get("override") is not True
-
-
-def only_deadlines(case: Case[Job]) -> bool:
-    return case.facts.get("effects") is not True
-
-
-def result_url(case: Case[Job]) -> dict[str, object]:
-    return {"url": case.facts["image_url"]}
-
-
-def link_generation(case: Case[Job]) -> dict[str, object]:
-    return {"token_generation": case.row.token_generation}
-
-
-def kept_source(case: Case[Job]) -> dict[str, object]:
-    return {"file_name": case.row.source_file}
-
-
-def delayed(case: Case[Job]) -> dict[str, object]:
-    return {"delayed": case.trigger == "payment_processing"}
-
-
-def removed_file(case: Case[Job]) -> dict[str, object]:
-    return {"file_name": case.metadata["file_name"]}
-
-
-def refunded_amount(case: Case[Job]) -> dict[str, object]:
-    return {"amount_cents": case.facts["amount_cents"], "currency": case.facts.get("currency", case.row.currency)}
-
-
-def to(target: JobStatus) -> Any:
-    def is_the_target(case: Case[Job]) -> bool:
-        return bool(case.facts["target"] == target)
-
-    return is_the_target
-
-
 LINK_TIMERS: tuple[Owed, ...] = (
-    WARN_EXPIRY.later(setting("hours", "download_expiry_hours", times=0.75), link_generation),
-    EXPIRE_LINK.later(setting("hours", "download_expiry_hours"), link_generation),
+    WARN_EXPIRY.later(setting("hours", "download_expiry_hours", times=0.75), owing.link_generation),
+    EXPIRE_LINK.later(setting("hours", "download_expiry_hours"), owing.link_generation),
 )
 
 # -- the states ------------------------------------------------------------------------------------------------
 
 STATES = (
     State(AWAITING, "the buyer is at the checkout", waiting=True, owes=(
-        CREATE_CHECKOUT.now(when=has_no_checkout),
-        PAYMENT_DEADLINE.later(until_payment_is_late, delayed, deadline=True),
+        CREATE_CHECKOUT.now(when=owing.has_no_checkout),
+        PAYMENT_DEADLINE.later(until_payment_is_late, owing.delayed, deadline=True),
     )),
     State(PENDING, "paid, on its way to Upsampler", waiting=True, owes=(
         SUBMIT_UPSCALE.now(),
@@ -151,12 +83,12 @@ STATES = (
     )),
     State(COMPLETED, "stored; the buyer has the link", owes=(SEND_LINK.now(), *LINK_TIMERS)),
     State(FAILED, "will not be delivered; money held goes back", owes=(
-        REFUND_DUE.later(until_refund, when=money_is_held),
+        REFUND_DUE.later(until_refund, when=owing.money_is_held),
         SEND_FAILURE.now(money_to_return),
         TELL_ADMIN.now(what_happened),
     )),
     State(ABANDONED, "nobody paid in time", owes=(
-        EXPIRE_SESSION.now(when=checkout_may_be_open),
+        EXPIRE_SESSION.now(when=owing.checkout_may_be_open),
         PURGE.later(lambda case: timedelta(hours=24)),
     )),
 )  # fmt: skip
@@ -165,8 +97,8 @@ STATES = (
 
 _unpaid, _working, _told = (AWAITING, ABANDONED), (PENDING, PROCESSING), (guards.not_by_hand,)
 _tell = TELL_ADMIN.now(what_happened)
-_back = REFUND_DUE.later(until_refund, when=lambda case: case.state == FAILED and money_is_held(case))
-_expire = EXPIRE_SESSION.now(when=checkout_may_be_open)
+_back = REFUND_DUE.later(until_refund, when=lambda case: case.state == FAILED and owing.money_is_held(case))
+_expire = EXPIRE_SESSION.now(when=owing.checkout_may_be_open)
 
 MOVES = (
     # Payment
@@ -189,7 +121,7 @@ MOVES = (
     Move("upscale_delivered", PROCESSING, STAYS,
          (*_told, guards.submission_is_ours, guards.is_not_delivered_yet, guards.result_url_is_allowed),
          change=changes.note_delivery, cancels=(POLL_UPSCALE, UPSCALE_DEADLINE),
-         owes=(FETCH_RESULT.now(result_url),
+         owes=(FETCH_RESULT.now(owing.result_url),
                FETCH_DEADLINE.later(setting("minutes", "processing_timeout_minutes"), deadline=True)),
          by="Upsampler, poll"),
     Move("complete", PROCESSING, COMPLETED, (*_told, guards.file_is_the_result, guards.money_is_kept),
@@ -197,7 +129,7 @@ MOVES = (
     Move("fail", _working, FAILED, (), change=changes.set_failed,
          by="effect, timer, Upsampler, admin", hook="smi_job_failed"),
     Move("retry", FAILED, PENDING, (guards.is_paid_for, guards.no_refund_is_under_way),
-         when=without_override, change=changes.prepare_retry, by="admin"),
+         when=owing.without_override, change=changes.prepare_retry, by="admin"),
     Move("retry", ANYWHERE, PENDING, (guards.override_is_given,), change=changes.prepare_retry, owes=(_expire,),
          by="admin"),
     # Delivery and records
@@ -205,34 +137,34 @@ MOVES = (
          change=changes.renew_link, cancels=(WARN_EXPIRY, EXPIRE_LINK), owes=(SEND_LINK.now(), *LINK_TIMERS),
          by="admin"),
     Move("expire_download", COMPLETED, STAYS, (guards.link_is_over, guards.file_can_be_served),
-         change=changes.forget_file, owes=(REMOVE_FILE.now(removed_file),), by="timer"),
+         change=changes.forget_file, owes=(REMOVE_FILE.now(owing.removed_file),), by="timer"),
     Move("file_removed", ANYWHERE, STAYS, _told, by="effect"),
     Move("notice_sent", ANYWHERE, STAYS, _told, change=changes.note_mail_sent, by="effect"),
     Move("notice_failed", ANYWHERE, STAYS, _told, owes=(_tell,), by="effect"),
     Move("resend", COMPLETED, STAYS, (guards.file_can_be_served,), owes=(SEND_LINK.now(),), by="admin"),
     Move("amend", ANYWHERE, STAYS, (guards.only_listed_fields,), change=changes.amend_fields, by="admin"),
     Move("erase", (COMPLETED, FAILED, ABANDONED), STAYS, (guards.reason_is_given, guards.nothing_is_owed),
-         change=changes.forget_person, owes=(REMOVE_FILE.now(kept_source),), by="admin"),
+         change=changes.forget_person, owes=(REMOVE_FILE.now(owing.kept_source),), by="admin"),
     Move("purge", (COMPLETED, FAILED, ABANDONED), STAYS, (guards.nothing_is_owed,),
-         change=changes.forget_person, owes=(REMOVE_FILE.now(kept_source),), by="timer"),
+         change=changes.forget_person, owes=(REMOVE_FILE.now(owing.kept_source),), by="timer"),
     # Money back
-    Move("refund", _working, FAILED, (guards.is_paid_for, guards.refund_is_possible), when=refund_is_full,
+    Move("refund", _working, FAILED, (guards.is_paid_for, guards.refund_is_possible), when=owing.refund_is_full,
          change=changes.refund_and_fail, by="admin", hook="smi_job_failed"),
     Move("refund", ANYWHERE, STAYS, (guards.is_paid_for, guards.refund_is_possible),
          change=changes.request_refund, by="admin, timer"),
-    Move("refund_settled", _working, FAILED, (*_told, guards.refund_was_under_way), when=settled_refund_is_full,
-         change=changes.settle_refund_and_fail, owes=(SEND_REFUND.now(refunded_amount),), by="Stripe",
-         hook="smi_job_failed"),
+    Move("refund_settled", _working, FAILED, (*_told, guards.refund_was_under_way),
+         when=owing.settled_refund_is_full, change=changes.settle_refund_and_fail,
+         owes=(SEND_REFUND.now(owing.refunded_amount),), by="Stripe", hook="smi_job_failed"),
     Move("refund_settled", ANYWHERE, STAYS, (*_told, guards.refund_was_under_way), change=changes.settle_refund,
-         owes=(SEND_REFUND.now(refunded_amount),), by="Stripe"),
+         owes=(SEND_REFUND.now(owing.refunded_amount),), by="Stripe"),
     Move("refund_failed", ANYWHERE, STAYS, _told, change=changes.release_refund, owes=(_tell,), by="refund"),
-    Move("dispute_opened", _working, FAILED, _told, when=funds_are_withdrawn, change=changes.note_dispute_and_fail,
-         by="Stripe", hook="smi_job_failed"),
+    Move("dispute_opened", _working, FAILED, _told, when=owing.funds_are_withdrawn,
+         change=changes.note_dispute_and_fail, by="Stripe", hook="smi_job_failed"),
     Move("dispute_opened", ANYWHERE, STAYS, _told, change=changes.note_dispute, owes=(_tell,), by="Stripe"),
     Move("dispute_closed", ANYWHERE, STAYS, (*_told, guards.withdrawal_is_on_record), change=changes.note_dispute,
          owes=(_tell, _back), by="Stripe"),
-    *(Move("override", ANYWHERE, target, (guards.reason_is_given, guards.target_is_sound), when=to(target),
-           change=changes.override_state, owes=(_expire,), quiet=only_deadlines, by="admin")
+    *(Move("override", ANYWHERE, target, (guards.reason_is_given, guards.target_is_sound), when=owing.to(target),
+           change=changes.override_state, owes=(_expire,), quiet=owing.only_deadlines, by="admin")
       for target in JobStatus),
 )  # fmt: skip
 

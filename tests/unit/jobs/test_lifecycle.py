@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from smi_workflow.engine.declaration import Case, Owed
-from smi_workflow.jobs import lifecycle
+from smi_workflow.jobs import owing
 from smi_workflow.jobs.changes import FINAL_CODES
 from smi_workflow.jobs.lifecycle import JOB
 from tests.unit.jobs.cases import job_case
@@ -132,9 +132,9 @@ def test_every_waiting_state_ends_by_itself() -> None:
 def test_a_file_that_is_forgotten_is_named_to_whoever_removes_it() -> None:
     case = job_case("completed")
     case.record(file_name="results/r.png")
-    assert lifecycle.removed_file(case) == {"file_name": "results/r.png"}
-    assert lifecycle.kept_source(case) == {"file_name": "sources/job-1.png"}
-    assert lifecycle.link_generation(case) == {"token_generation": 1}
+    assert owing.removed_file(case) == {"file_name": "results/r.png"}
+    assert owing.kept_source(case) == {"file_name": "sources/job-1.png"}
+    assert owing.link_generation(case) == {"token_generation": 1}
 
 
 def test_nothing_personal_is_recorded_or_queued() -> None:

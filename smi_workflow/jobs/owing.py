@@ -1,0 +1,74 @@
+"""Owns the conditions and inputs of what a job owes. Called by lifecycle.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smi_workflow.engine.declaration import Case
+from smi_workflow.jobs import guards
+from smi_workflow.jobs.model import Job, JobStatus
+
+
+def has_no_checkout(case: Case[Job]) -> bool:
+    return bool(case.row.stripe_checkout_session_id is None)
+
+
+def checkout_may_be_open(case: Case[Job]) -> bool:
+    known = case.row.stripe_checkout_session_id is not None and case.facts.get("session_status") != "expired"
+    return known and case.state != JobStatus.AWAITING_PAYMENT and not guards.is_paid(case)
+
+
+def money_is_held(case: Case[Job]) -> bool:
+    return bool(case.row.refundable_cents > 0)
+
+
+def refund_is_full(case: Case[Job]) -> bool:
+    return case.facts.get("amount_cents") in (None, case.row.refundable_cents)
+
+
+def settled_refund_is_full(case: Case[Job]) -> bool:
+    not_counted = 0 if case.facts["is_ours"] else case.facts["amount_cents"]
+    return bool(case.facts.get("role", "sale") == "sale" and case.row.refundable_cents <= not_counted)
+
+
+def funds_are_withdrawn(case: Case[Job]) -> bool:
+    return bool(case.facts["withdrawn_cents"]) and case.facts.get("role", "sale") == "sale"
+
+
+def without_override(case: Case[Job]) -> bool:
+    return case.facts.get("override") is not True
+
+
+def only_deadlines(case: Case[Job]) -> bool:
+    return case.facts.get("effects") is not True
+
+
+def result_url(case: Case[Job]) -> dict[str, object]:
+    return {"url": case.facts["image_url"]}
+
+
+def link_generation(case: Case[Job]) -> dict[str, object]:
+    return {"token_generation": case.row.token_generation}
+
+
+def kept_source(case: Case[Job]) -> dict[str, object]:
+    return {"file_name": case.row.source_file}
+
+
+def delayed(case: Case[Job]) -> dict[str, object]:
+    return {"delayed": case.trigger == "payment_processing"}
+
+
+def removed_file(case: Case[Job]) -> dict[str, object]:
+    return {"file_name": case.metadata["file_name"]}
+
+
+def refunded_amount(case: Case[Job]) -> dict[str, object]:
+    return {"amount_cents": case.facts["amount_cents"], "currency": case.facts.get("currency", case.row.currency)}
+
+
+def to(target: JobStatus) -> Any:
+    def is_the_target(case: Case[Job]) -> bool:
+        return bool(case.facts["target"] == target)
+
+    return is_the_target
