@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from decimal import Decimal
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -27,6 +28,12 @@ STRIPE_EXPIRY_MARGIN_SECONDS = 300
 DURATION_MAX = 1_000_000
 # Greedy up to the last @: rather too much hidden than too little.
 _PASSWORD = re.compile(r"(://[^:/@\s]*:).*@|([?&](?:password|passwd|sslpassword)=)[^&#]*")
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+# What RFC 6750 lets a bearer token be.
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{32,255}=*", re.ASCII)
+_RATE = re.compile(r"off|[1-9][0-9]{0,8}/(second|minute|hour|day)", re.ASCII)
+_ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]+", re.ASCII)
 
 Names = Annotated[tuple[str, ...], NoDecode]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
@@ -62,6 +69,12 @@ class Settings(BaseSettings):
     downloads_url: str = Field("", description="Where the downloads process is reached; default SMI_PUBLIC_URL.")
     success_url: str = Field("", description="Where Stripe sends the buyer after paying; default a page of ours.")
     cancel_url: str = Field("", description="Where Stripe sends the buyer who gave up; default a page of ours.")
+    trusted_proxies: int = Field(
+        0, ge=0, le=10, description="How many proxies of ours stand before the web; 0 believes no X-Forwarded-For."
+    )
+    cors_origins: Names = Field(
+        (), description="Origins whose pages may call the public API, e.g. https://shop.example; no wildcards."
+    )
 
     # Stripe.
     stripe_api_key: NonEmptySecret = Field(description="Secret key; its prefix tells test from live mode.")
@@ -93,7 +106,9 @@ class Settings(BaseSettings):
     admin_email: str = Field("", description="Who is told when a person is needed; empty: nobody.")
 
     # Who may act (read by the admin interfaces).
-    admin_tokens: Secrets = Field((), description="name:token, comma-separated, for the API.")
+    admin_tokens: Secrets = Field(
+        (), description="name:token, comma-separated, for the API; a name may have two tokens while rolling."
+    )
     admin_passwords: Secrets = Field((), description="name:hash, comma-separated, for the page.")
 
     # Money.
@@ -119,6 +134,15 @@ class Settings(BaseSettings):
     output_pixels_max: int = Field(64_000_000, gt=0, description="Largest result that is sold.")
     source_bytes_max: int = Field(32 * 1024 * 1024, gt=0, description="Largest source image taken in.")
     result_bytes_max: int = Field(512 * 1024 * 1024, gt=0, description="Largest result stored.")
+    orders_at_once: int = Field(
+        4, ge=1, description="Orders that one web process takes in at once: fewer than WEB_THREADS, for webhooks."
+    )
+    limit_orders: str = Field("30/minute", description="Orders from one address; off, or a number a unit of time.")
+    limit_reads: str = Field("300/minute", description="All else from one address: prices, progress, files.")
+    limit_exempt: Names = Field(
+        ("127.0.0.0/8", "::1"),
+        description="Addresses and networks without limits: the shop's own servers, which order for many buyers.",
+    )
     result_timeout_seconds: float = Field(300.0, gt=0, description="Total time for fetching a result.")
     fetch_timeout_seconds: float = Field(20.0, gt=0, description="Total time for fetching a source image.")
 
@@ -128,6 +152,8 @@ class Settings(BaseSettings):
         "admin_tokens",
         "admin_passwords",
         "result_hosts",
+        "limit_exempt",
+        "cors_origins",
         mode="before",
     )
     @classmethod
@@ -141,6 +167,47 @@ class Settings(BaseSettings):
     def _at_least_one(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if not value:
             raise ValueError("needs at least one value")
+        return value
+
+    @field_validator("admin_tokens")
+    @classmethod
+    def _named_tokens(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        tokens = set()
+        for pair in value:
+            name, colon, token = pair.get_secret_value().partition(":")
+            # Without a colon the name may be the token: it is not repeated.
+            if not colon or not _NAME.fullmatch(name):
+                raise ValueError("must be name:token, the name of at most 64 letters, digits, dots, - and _")
+            if not _TOKEN.fullmatch(token):
+                raise ValueError(f"{name}'s token needs 32 letters or more, as from openssl rand -hex 32")
+            tokens.add(token)
+        if len(tokens) != len(value):
+            raise ValueError("names one token twice, so nobody could tell whose it is")
+        return value
+
+    @field_validator("limit_orders", "limit_reads")
+    @classmethod
+    def _a_rate(cls, value: str) -> str:
+        if not _RATE.fullmatch(value):
+            raise ValueError("must be off, or a number per second, minute, hour or day, e.g. 30/minute")
+        return value
+
+    @field_validator("limit_exempt")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            try:
+                ip_network(network)
+            except ValueError:
+                raise ValueError(f"{network} is neither an address nor a network, e.g. 192.0.2.0/24") from None
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _exact_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin) or not _host(origin):
+                raise ValueError(f"{origin} is no origin, e.g. https://shop.example, lower case, without a path")
         return value
 
     @field_validator("secret_key")
@@ -219,7 +286,7 @@ class Settings(BaseSettings):
             "database_url": f"sqlite:///{self.var_dir / 'smi.sqlite3'}",
             "storage_url": (self.var_dir / "files").absolute().as_uri(),
             "downloads_url": self.public_url,
-            "success_url": f"{self.public_url}/thanks?job={{JOB_ID}}",
+            "success_url": f"{self.public_url}/jobs/{{JOB_ID}}?from=checkout",
             "cancel_url": f"{self.public_url}/cancelled?job={{JOB_ID}}",
             "mail_from": f"no-reply@{host}",
         }

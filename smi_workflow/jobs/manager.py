@@ -19,13 +19,12 @@ from smi_workflow.engine.points import Point, reach
 from smi_workflow.engine.tables import EffectRow, EffectState, Transition
 from smi_workflow.engine.unit import Applied, Unit
 from smi_workflow.errors import InvalidInput, UnknownJob, UnknownSubject
-from smi_workflow.jobs.model import Job, JobStatus, PaymentStatus
+from smi_workflow.jobs.model import Job, JobStatus
 from smi_workflow.jobs.pricing import Price, quote
+from smi_workflow.jobs.queries import JobFilter, JobPage, find_jobs
 from smi_workflow.jobs.tokens import sign
 from smi_workflow.settings import Settings
 
-ORDERABLE = ("created_at", "updated_at", "paid_at", "completed_at", "failed_at", "id")
-LIMIT_MAX = 1000
 CHECKOUT = "create_checkout"
 # A buyer waits this long, about ten seconds, for a checkout that another process is opening.
 CHECKOUT_LOOKS, CHECKOUT_LOOK_SECONDS = 100, 0.1
@@ -178,27 +177,20 @@ class JobManager:
         Raises:
             InvalidInput: an unknown status or column, or a limit that is not 1 to 1000.
         """
-        table = self._table
-        if order_by not in ORDERABLE:
-            raise InvalidInput("order_by", f"must be one of {', '.join(ORDERABLE)}, not {order_by!r}")
-        if not 1 <= limit <= LIMIT_MAX:
-            raise InvalidInput("limit", f"must be 1 to {LIMIT_MAX}, not {limit}")
-        query = table.select()
-        if status is not None:
-            wanted = [status] if isinstance(status, str) else list(status)
-            unknown = [name for name in wanted if name not in list(JobStatus)]
-            if unknown:
-                raise InvalidInput("status", f"there is no {', '.join(unknown)}; there are {', '.join(JobStatus)}")
-            query = query.where(table.status.in_(wanted))
-        if payment_status is not None:
-            if payment_status not in list(PaymentStatus):
-                names = ", ".join(PaymentStatus)
-                raise InvalidInput("payment_status", f"there is no {payment_status}; there are {names}")
-            query = query.where(table.payment_status == payment_status)
-        if email is not None:
-            query = query.where(table.email == email)
-        column = getattr(table, order_by)
-        return list(query.order_by(column.desc() if descending else column, table.id).limit(limit))
+        return self.find_jobs(
+            JobFilter(
+                status=status, payment_status=payment_status, email=email,
+                order_by=order_by, descending=descending, limit=limit,
+            )
+        ).jobs  # fmt: skip
+
+    def find_jobs(self, wanted: JobFilter) -> JobPage:
+        """One page of jobs, by everything that a job can be found by, and the cursor of the next.
+
+        Raises:
+            InvalidInput: names the field.
+        """
+        return find_jobs(self._table, wanted)
 
     def fire(
         self,

@@ -141,6 +141,13 @@ class Job(Subject):
             (("download_expires_at",), False),
             (("stripe_checkout_session_id",), False),
             (("stripe_payment_intent_id",), False),
+            # What lists of jobs walk.
+            (("status", "created_at"), False),
+            (("payment_status", "created_at"), False),
+            (("email",), False),
+            (("paid_at",), False),
+            (("completed_at",), False),
+            (("failed_at",), False),
         )
 
     @property

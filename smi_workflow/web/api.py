@@ -6,124 +6,109 @@ Whoever knows a job's id may ask how far it is; nothing personal and no link is 
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
 
-from flask import Blueprint, Response, jsonify, request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from flask import Blueprint, Response, request
 
 from smi_workflow.app import App
 from smi_workflow.errors import InvalidInput, UnknownJob
-from smi_workflow.jobs.model import Job, JobStatus, PaymentStatus, Resolution
+from smi_workflow.jobs.model import Job, JobStatus, Resolution
 from smi_workflow.jobs.pricing import from_cents
-from smi_workflow.web.bodies import check_storable, parse_json, read_body, require_json
+from smi_workflow.web.limits import ORDERS, Doorway, Limits
+from smi_workflow.web.models import NotSold, Order, Ordered, Progress, Quote, Quotes, Size
+from smi_workflow.web.news import news_of
+from smi_workflow.web.operations import Header, described
 from smi_workflow.web.problems import Problem, unavailable
+from smi_workflow.web.reading import read_json, told
 
-BODY_BYTES_MAX = 64 * 1024
+KEY_LENGTH_MAX = 255
+TAG = "Shop"
+IDEMPOTENCY_KEY = Header(
+    "Idempotency-Key", "The same key and the same order make one job, however often they are sent.", KEY_LENGTH_MAX
+)
+REFUSALS = (400, 408, 413, 415, 422, 429, 503)
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
-_M = TypeVar("_M", bound=BaseModel)
 
-
-class Order(BaseModel):
-    """What a buyer orders; post_id and attachment_id are WordPress's, and handed through."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    image_url: str = Field(min_length=1, max_length=4096)
-    resolution: str = Field(max_length=10)
-    image_width: int = Field(ge=1)
-    image_height: int = Field(ge=1)
-    post_id: int | None = Field(None, ge=1)
-    attachment_id: int | None = Field(None, ge=1)
-    email: str | None = Field(None, max_length=254)
-
-
-class Size(BaseModel):
-    """What a price depends on."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    image_width: int = Field(ge=1)
-    image_height: int = Field(ge=1)
-
-
-def api_routes(app: App) -> Blueprint:
+def api_routes(app: App, limits: Limits) -> Blueprint:
     """The API, version 1."""
     routes = Blueprint("api", __name__, url_prefix="/api/v1")
+    doorway = Doorway(app.settings.orders_at_once)
 
     @routes.post("/jobs")
-    def create_job() -> tuple[Response, int]:
-        order = _read(Order).model_dump(exclude_none=True)
-        job = app.jobs.create_job(order, idempotency_key=request.headers.get("Idempotency-Key"))
+    @described(
+        TAG, "Order an image", body=Order, headers=(IDEMPOTENCY_KEY,), answers={201: Ordered},
+        problems=(*REFUSALS, 409),
+    )  # fmt: skip
+    def create_job() -> Response:
+        """Fetches the image, measures and keeps it, and opens the checkout: one answer has it all.
+
+        Nothing is charged before the buyer pays at `checkout_url`. After a 503 send the same order with the same
+        key again; a 409 says that the order of this key is over.
+        """
+        with doorway.passed(limits.caller(ORDERS)):
+            order = read_json(Order).model_dump(exclude_none=True)
+            job = app.jobs.create_job(order, idempotency_key=request.headers.get("Idempotency-Key"))
         if job.checkout_url is None:
             raise _no_checkout(job)
-        return jsonify(checkout_url=job.checkout_url, **_told(job)), 201
+        amount = str(from_cents(job.amount_due_cents, job.currency))
+        return told(
+            Ordered(
+                job_id=job.job_id, status=job.status, checkout_url=job.checkout_url, amount=amount,
+                currency=job.currency,
+            ),
+            201,
+        )  # fmt: skip
 
     @routes.get("/jobs/<job_id>")
+    @described(TAG, "Ask how far a job is", answers={200: Progress}, problems=(404, 429, 503))
     def show_job(job_id: str) -> Response:
-        if not _JOB_ID.fullmatch(job_id):
-            raise UnknownJob(job_id)
-        job = app.jobs.get_job(job_id)
-        return jsonify(**_told(job), progress=progress(job), created_at=job.created_at.isoformat())
+        """For the waiting buyer: whoever has the job's id may ask. Every few seconds is enough."""
+        return told(progress_of(app.jobs.get_job(checked_id(job_id))))
 
     @routes.post("/quotes")
+    @described(TAG, "Ask for prices", body=Size, answers={200: Quotes}, problems=REFUSALS)
     def quote() -> Response:
-        size = _read(Size)
-        quotes, refused = [], []
+        """The price of each resolution for an image of this size, and why not where there is none."""
+        size = read_json(Size)
+        answer = Quotes(quotes=[], refused=[])
         for resolution in Resolution:
             try:
                 price = app.jobs.quote(size.image_width, size.image_height, resolution)
             except InvalidInput as refusal:
                 if refusal.field != "resolution":
                     raise
-                refused.append({"resolution": resolution, "reason": refusal.problem})
+                answer.refused.append(NotSold(resolution=resolution, reason=refusal.problem))
                 continue
-            quotes.append(
-                {
-                    "resolution": resolution,
-                    "output_width": price.output_width,
-                    "output_height": price.output_height,
-                    "amount": str(price.price),
-                    "currency": price.currency,
-                }
-            )
-        return jsonify(quotes=quotes, refused=refused)
+            answer.quotes.append(
+                Quote(
+                    resolution=resolution, output_width=price.output_width, output_height=price.output_height,
+                    amount=str(price.price), currency=price.currency,
+                )
+            )  # fmt: skip
+        return told(answer)
 
     return routes
 
 
-def progress(job: Job) -> str:
-    """How far an order is, in a sentence for its buyer."""
-    if job.status == JobStatus.AWAITING_PAYMENT:
-        if job.payment_status == PaymentStatus.FAILED:
-            return "The payment did not go through. You can try again with another card."
-        return "We are waiting for your payment."
-    if job.status == JobStatus.PENDING:
-        return "Your payment has arrived. Your image is next in line."
-    if job.status == JobStatus.PROCESSING:
-        done = job.delivered_at is not None
-        return "Your image is upscaled; it is being checked." if done else "Your image is being upscaled."
-    if job.status == JobStatus.COMPLETED:
-        sent = "We have sent you" if job.email_sent else "We are sending you"
-        return f"Your image is ready. {sent} the download link by e-mail."
-    if job.status == JobStatus.ABANDONED:
-        return "The order has ended, as it was not paid. Nothing was charged."
-    if job.status != JobStatus.FAILED:
-        # A state of another release, during a deploy: nothing is known to have gone wrong.
-        return "Your order is being worked on."
-    if not job.paid_cents:
-        return "The payment failed. Nothing was charged."
-    back = job.refunded_cents >= job.paid_cents
-    return f"Your image could not be made. Your money {'was sent back' if back else 'will be sent back'}."
+def checked_id(job_id: str) -> str:
+    """The id, if it can be one: not every database takes every text.
+
+    Raises:
+        UnknownJob: no job can have it.
+    """
+    if not _JOB_ID.fullmatch(job_id):
+        raise UnknownJob(job_id)
+    return job_id
 
 
-def _told(job: Job) -> dict[str, Any]:
-    return {
-        "job_id": job.job_id,
-        "status": job.status,
-        "amount": str(from_cents(job.amount_due_cents, job.currency)),
-        "currency": job.currency,
-    }
+def progress_of(job: Job) -> Progress:
+    """What a waiting buyer may see."""
+    news = news_of(job)
+    return Progress(
+        job_id=job.job_id, status=job.status, progress=news.progress, next=news.next, final=news.final,
+        amount=str(from_cents(job.amount_due_cents, job.currency)), currency=job.currency,
+        created_at=job.created_at,
+    )  # fmt: skip
 
 
 def _no_checkout(job: Job) -> Problem:
@@ -134,15 +119,3 @@ def _no_checkout(job: Job) -> Problem:
         return unavailable(detail, job_id=job.job_id, job_status=job.status)
     detail = f"This order is {job.status} and cannot be paid. Order anew, with another Idempotency-Key."
     return Problem(409, detail, members={"job_id": job.job_id, "job_status": job.status})
-
-
-def _read(model: type[_M]) -> _M:
-    require_json()
-    content = parse_json(read_body(BODY_BYTES_MAX))
-    check_storable(content)
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "body"
-        raise InvalidInput(field[:100], f"is refused: {first['msg']}") from None

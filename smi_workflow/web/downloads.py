@@ -39,7 +39,7 @@ def create_app(app: App | None = None) -> Flask:
         app: an open system; unset, one from the environment, or the process ends with what is wrong.
     """
     app = app or open_or_exit("downloads")
-    site = make_site(app)
+    site, _ = make_site(app)
     site.register_blueprint(health_routes(app))
     site.register_blueprint(download_routes(app))
     return site

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 
-from flask import Blueprint, Response, g, jsonify
+from flask import Blueprint, Response, g
 
 from smi_workflow.app import MIGRATIONS, App
 from smi_workflow.engine.migrate import status
 from smi_workflow.errors import ConfigError
+from smi_workflow.web.models import Alive
+from smi_workflow.web.operations import described
 from smi_workflow.web.problems import DATABASE_FAILED, unavailable
+from smi_workflow.web.reading import told
 
 log = logging.getLogger(__name__)
 
@@ -19,11 +22,15 @@ def health_routes(app: App) -> Blueprint:
     routes = Blueprint("health", __name__)
 
     @routes.get("/healthz")
+    @described("Watching", "Is the process alive?", answers={200: Alive})
     def healthz() -> Response:
-        return jsonify(status="ok")
+        """Asks nothing of anyone."""
+        return told(Alive(status="ok"))
 
     @routes.get("/readyz")
+    @described("Watching", "Can it work?", answers={200: Alive}, problems=(503,))
     def readyz() -> Response:
+        """The database is there, and its tables are up to date."""
         try:
             found = status(app.database, MIGRATIONS, prefix=app.settings.table_prefix)
         except ConfigError as error:
@@ -33,6 +40,6 @@ def health_routes(app: App) -> Blueprint:
         if found.pending:
             log.error("not ready: migrations are pending: %s", ", ".join(found.pending))
             raise unavailable("The database is not up to date.")
-        return jsonify(status="ready")
+        return told(Alive(status="ready"))
 
     return routes

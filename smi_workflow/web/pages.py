@@ -1,24 +1,23 @@
-"""Owns the small pages for people: thanks, cancelled, and what problems.py has to say. Called by its siblings."""
+"""Owns how pages for people are written, and the smallest of them: thanks, cancelled, problems.
+
+Called by its siblings. A page brings its style and its script along, allows exactly these by their hashes, and
+asks nobody else for anything.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from flask import Blueprint, Response, render_template, request
 from markupsafe import Markup
 
 JOB_ID_LENGTH_MAX = 64
-
-_STYLE = (Path(__file__).parent / "templates" / "style.css.jinja").read_text(encoding="utf-8")
-_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-# The one style of the page and nothing else: no script, no image, no frame, no form.
-PAGE_POLICY = (
-    f"default-src 'none'; style-src 'sha256-{_DIGEST}'; "
-    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-)
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def page_routes() -> Blueprint:
@@ -56,12 +55,45 @@ def render_page(title: str, paragraphs: Sequence[str], status: int = 200, *, job
     Args:
         job_id: shown where given, escaped like everything else.
     """
-    # Marked safe because it is our own file; everything else is escaped.
-    style = Markup(_STYLE)  # nosec B704
-    text = render_template("page.html", title=title, paragraphs=paragraphs, job_id=job_id, style=style)
+    return render_template_page("page.html", status, title=title, paragraphs=paragraphs, job_id=job_id)
+
+
+def render_template_page(
+    template: str,
+    status: int = 200,
+    *,
+    styles: Sequence[str] = ("style",),
+    script: str | None = None,
+    **values: Any,
+) -> Response:
+    """A page from a template, which shows `style` and `script` as they are.
+
+    Args:
+        styles: of the template folder, in this order.
+        script: of the template folder; it may ask this site and no other.
+    """
+    style, code = _sources(tuple(f"{name}.css.jinja" for name in styles)), ""
+    policy = ["default-src 'none'", f"style-src 'sha256-{_digest(style)}'"]
+    if script is not None:
+        code = _sources((f"{script}.js.jinja",))
+        policy += [f"script-src 'sha256-{_digest(code)}'", "connect-src 'self'"]
+    policy += ["frame-ancestors 'none'", "base-uri 'none'", "form-action 'none'"]
+    # Marked safe because they are our own files; everything else is escaped.
+    ours = {"style": Markup(style), "script": Markup(code)}  # nosec B704
+    text = render_template(template, **ours, **values)
     response = Response(text, status, content_type="text/html; charset=utf-8")
-    response.headers["Content-Security-Policy"] = PAGE_POLICY
+    response.headers["Content-Security-Policy"] = "; ".join(policy)
     return response
+
+
+@cache
+def _sources(names: tuple[str, ...]) -> str:
+    return "\n".join((_TEMPLATES / name).read_text(encoding="utf-8").strip() for name in names)
+
+
+@cache
+def _digest(source: str) -> str:
+    return base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
 
 
 def _job_id() -> str:

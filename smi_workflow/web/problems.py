@@ -17,11 +17,15 @@ from werkzeug.exceptions import HTTPException
 
 from smi_workflow.errors import (
     BadSignature,
+    GuardRefused,
     InvalidInput,
     ServiceRefused,
     ServiceUnavailable,
     SmiError,
+    StaleState,
     TransitionConflict,
+    TransitionNotAllowed,
+    UnknownState,
     UnknownSubject,
 )
 from smi_workflow.web.pages import render_page
@@ -32,16 +36,20 @@ RETRY_SECONDS = 5
 RETRY_SECONDS_MAX = 3600
 
 # Blueprints that programs talk to, whatever they say that they accept.
-FOR_PROGRAMS = ("api", "webhooks")
+FOR_PROGRAMS = ("api", "admin_api", "webhooks")
 
-_DETAILS = {
+DETAILS = {
     400: "The request cannot be understood.",
+    401: "A token is needed that this shop knows.",
     404: "There is nothing here.",
     405: "This address does not take that method.",
     408: "The request took too long to arrive.",
+    409: "That is not possible in the present state.",
     413: "The body is larger than this address takes.",
     415: "The content type must be application/json.",
     416: "The file does not have that part.",
+    422: "Something in the request is refused: `field` names it.",
+    429: "That was too often. Please try again later.",
     500: "Something went wrong on our side. It is on record.",
     503: "This is not possible just now. Please try again in a moment.",
 }
@@ -58,6 +66,8 @@ _IMAGE_DETAILS = {
     "too_many_pixels": "The image has too many pixels.",
     "wrong_dimensions": "The image does not have the given width and height.",
 }
+# What the machine says to those who fire by HTTP: admins, for whom these texts were written.
+REFUSALS = (GuardRefused, TransitionNotAllowed, StaleState, UnknownState)
 _IMAGE_DETAIL_ELSE = "The image at this address cannot be used."
 
 log = logging.getLogger(__name__)
@@ -126,11 +136,8 @@ def answer_problems(site: Flask) -> None:
 def answer(problem: Problem) -> Response:
     """The refusal as a page where a person asks, as problem+json everywhere else."""
     status = problem.code or 500
-    try:
-        phrase = HTTPStatus(status).phrase
-    except ValueError:
-        phrase = "Error"
-    detail = problem.detail or _DETAILS.get(status, phrase)
+    phrase = phrase_of(status)
+    detail = problem.detail or DETAILS.get(status, phrase)
     if _a_person_asks():
         response = render_page(problem.title or phrase, [detail], status)
     else:
@@ -142,6 +149,14 @@ def answer(problem: Problem) -> Response:
     response.vary.add("Accept")
     response.headers.update(problem.more_headers)
     return response
+
+
+def phrase_of(status: int) -> str:
+    """The status in words."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"
 
 
 def _a_person_asks() -> bool:
@@ -156,6 +171,25 @@ def _plain(error: HTTPException) -> Problem:
     return Problem(error.code or 500, headers=headers)
 
 
+def _refusal(error: GuardRefused | TransitionNotAllowed | StaleState | UnknownState) -> dict[str, object]:
+    """Why the machine said no, for programs."""
+    if isinstance(error, GuardRefused):
+        return {
+            "code": "guard_refused", "state": error.state, "trigger": error.trigger, "guard": error.guard,
+            "reason": error.reason,
+        }  # fmt: skip
+    if isinstance(error, TransitionNotAllowed):
+        return {
+            "code": "not_possible", "state": error.state, "trigger": error.trigger, "allowed": error.allowed,
+            "reason": f"a job that is {error.state} has no such trigger",
+        }  # fmt: skip
+    if isinstance(error, StaleState):
+        return {
+            "code": "stale_state", "state": error.state, "expected": error.expected, "reason": "it has moved on",
+        }  # fmt: skip
+    return {"code": "unknown_state", "state": error.state, "reason": "a newer release put it there"}
+
+
 def _translate(error: SmiError) -> Problem:
     if isinstance(error, InvalidInput):
         status = 400 if request.blueprint == "webhooks" else 422
@@ -168,7 +202,12 @@ def _translate(error: SmiError) -> Problem:
     if isinstance(error, UnknownSubject):
         return Problem(404)
     if isinstance(error, TransitionConflict):
+        if request.blueprint == "admin_api":
+            detail = "Another process holds the job. Please try again."
+            return Problem(409, detail, headers={"Retry-After": "1"}, members={"code": "conflict"})
         return unavailable(seconds=1)
+    if request.blueprint == "admin_api" and isinstance(error, REFUSALS):
+        return Problem(409, str(error), members=_refusal(error))
     if isinstance(error, ServiceUnavailable):
         log.warning("not possible now: %s (request %s)", error, g.get("request_id"))
         return unavailable(seconds=error.retry_after_seconds, code=error.code)

@@ -15,10 +15,12 @@ from typing import Any
 
 from flask import Flask, Response, g, request
 from peewee import Database, PeeweeException
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from smi_workflow.app import App, open_process
 from smi_workflow.errors import SmiError
 from smi_workflow.integrations.broker import Doorbell, make_broker
+from smi_workflow.web.limits import ORDERS, READS, Limits
 from smi_workflow.web.problems import DATABASE_FAILED, Problem, answer_problems
 
 # gunicorn's own status for an application that cannot be loaded: it stops, and does not try for ever.
@@ -33,6 +35,11 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+# What only an https:// site may say; for a year, renewed with each answer.
+HTTPS_HEADERS = {"Strict-Transport-Security": "max-age=31536000"}
+# Providers prove themselves by signatures, admins by tokens (failures are counted); a watcher gets its answer.
+PROVEN = ("webhooks.", "admin_api.", "health.")
+UNLIMITED = ("downloads.source",)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 
 log = logging.getLogger(__name__)
@@ -57,13 +64,19 @@ def open_or_exit(name: str) -> App:
     return app
 
 
-def make_site(app: App) -> Flask:
-    """A Flask application without routes, but with everything that each answer needs."""
+def make_site(app: App) -> tuple[Flask, Limits]:
+    """A Flask application without routes, but with everything that each answer needs; and its limits."""
+    limits = Limits(app.settings)
+    headers = {**SECURITY_HEADERS, **(HTTPS_HEADERS if app.settings.public_url.startswith("https://") else {})}
     site = Flask("smi_workflow.web", static_folder=None)
     # A redirect to a tidier path would answer a webhook with something else than yes or no.
     site.url_map.merge_slashes = False
     site.json.sort_keys = False  # type: ignore[attr-defined]  # the default provider has it
     answer_problems(site)
+    if app.settings.trusted_proxies:
+        # Nothing else that a proxy says is needed: no answer depends on a scheme, a host or a port.
+        proxied = ProxyFix(site.wsgi_app, x_for=app.settings.trusted_proxies, x_proto=0)
+        site.wsgi_app = proxied  # type: ignore[method-assign]
 
     @site.before_request
     def begin() -> None:
@@ -76,10 +89,13 @@ def make_site(app: App) -> Flask:
         connection = request.environ.get("gunicorn.socket")
         if isinstance(connection, socket.socket):
             connection.settimeout(STALL_SECONDS)
+        kind = limit_of(request.endpoint, request.method)
+        if kind is not None:
+            limits.check(kind)
 
     @site.after_request
     def finish(response: Response) -> Response:
-        for name, value in SECURITY_HEADERS.items():
+        for name, value in headers.items():
             response.headers.setdefault(name, value)
         response.headers["X-Request-Id"] = g.request_id
         # The route and never the path: paths carry tokens, queries whatever a stranger wrote.
@@ -92,7 +108,14 @@ def make_site(app: App) -> Flask:
     def leave_clean(error: BaseException | None) -> None:
         leave_connection_clean(app.database, has_failed=bool(g.get(DATABASE_FAILED)))
 
-    return site
+    return site, limits
+
+
+def limit_of(endpoint: str | None, method: str) -> str | None:
+    """Which limit a route counts for: strangers' are limited unless named here, new ones too."""
+    if endpoint is None or endpoint in UNLIMITED or endpoint.startswith(PROVEN) or method == "OPTIONS":
+        return None
+    return ORDERS if endpoint == "api.create_job" else READS
 
 
 def leave_connection_clean(database: Database, *, has_failed: bool) -> None:

@@ -20,7 +20,7 @@ from smi_workflow.jobs.model import JobTables
 from tests.support.schemas import models, rows, schema
 
 FOLDER = Path(smi_workflow.__file__).parent / "migrations"
-INITIAL = "0001_initial"
+ALL = tuple(sorted(path.stem for path in FOLDER.glob("[0-9]*.py")))
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 SEED_COLUMNS = (
@@ -108,7 +108,7 @@ def job(**changed: object) -> dict[str, object]:
 def test_the_tables_are_those_of_the_models(database: Database, prefix: str) -> None:
     migrate(database, FOLDER, prefix=prefix)
     migrated = schema(database, prefix)
-    roll_back(database, FOLDER, prefix=prefix, to=None)
+    undo_all(database, prefix)
     assert schema(database, prefix) == []
     database.create_tables(models(database, prefix))
     declared = schema(database, prefix)
@@ -174,23 +174,31 @@ def test_the_seeds_queries_use_an_index(sqlite: Database, query: str) -> None:
     assert plan[0].startswith("SEARCH wp_smi_jobs USING INDEX")
 
 
+def undo_all(database: Database, prefix: str) -> tuple[str, ...]:
+    """Undo one migration at a time; returns them in that order."""
+    undone: tuple[str, ...] = ()
+    while one := roll_back(database, FOLDER, prefix=prefix, to=None):
+        undone += one
+    return undone
+
+
 # -- applying and undoing ------------------------------------------------------------------------------------
 
 
 def test_migrating_twice_changes_nothing_the_second_time(database: Database) -> None:
-    assert status(database, FOLDER, prefix="wp_") == MigrationStatus((), (INITIAL,), ())
-    assert migrate(database, FOLDER, prefix="wp_") == (INITIAL,)
-    assert status(database, FOLDER, prefix="wp_") == MigrationStatus((INITIAL,), (), ())
+    assert status(database, FOLDER, prefix="wp_") == MigrationStatus((), ALL, ())
+    assert migrate(database, FOLDER, prefix="wp_") == ALL
+    assert status(database, FOLDER, prefix="wp_") == MigrationStatus(ALL, (), ())
     assert migrate(database, FOLDER, prefix="wp_") == ()
 
 
 def test_down_then_up_again(database: Database) -> None:
     migrate(database, FOLDER, prefix="wp_")
     before = schema(database, "wp_")
-    assert roll_back(database, FOLDER, prefix="wp_", to=None) == (INITIAL,)
+    assert undo_all(database, "wp_") == ALL[::-1]
     assert [name for name in database.get_tables() if "smi_" in name] == ["wp_smi_migrations"]
     assert roll_back(database, FOLDER, prefix="wp_", to=None) == ()
-    assert migrate(database, FOLDER, prefix="wp_") == (INITIAL,)
+    assert migrate(database, FOLDER, prefix="wp_") == ALL
     assert schema(database, "wp_") == before
 
 
@@ -209,8 +217,8 @@ def test_two_prefixes_share_a_database(database: Database) -> None:
     migrate(database, FOLDER, prefix="wp_")
     migrate(database, FOLDER, prefix="staging_")
     JobTables.bound_to(database, "wp_").jobs.create(**job())
-    assert roll_back(database, FOLDER, prefix="staging_", to=None) == (INITIAL,)
-    assert status(database, FOLDER, prefix="wp_").applied == (INITIAL,)
+    assert undo_all(database, "staging_") == ALL[::-1]
+    assert status(database, FOLDER, prefix="wp_").applied == ALL
     assert JobTables.bound_to(database, "wp_").jobs.select().count() == 1
 
 
@@ -221,7 +229,7 @@ def test_another_programs_table_is_refused_before_anything_is_made(database: Dat
         migrate(database, FOLDER, prefix="wp_")
     assert "wp_smi_jobs exists already and lacks amount_charged" in str(caught.value)
     assert not database.table_exists("wp_smi_transitions")
-    assert migrate(database, FOLDER, prefix="shop_") == (INITIAL,)
+    assert migrate(database, FOLDER, prefix="shop_") == ALL
 
 
 # -- crashes -------------------------------------------------------------------------------------------------
@@ -230,12 +238,12 @@ def test_another_programs_table_is_refused_before_anything_is_made(database: Dat
 def test_what_a_crash_left_half_made_is_completed(database: Database) -> None:
     migrate(database, FOLDER, prefix="wp_")
     whole = schema(database, "wp_")
-    roll_back(database, FOLDER, prefix="wp_", to=None)
+    undo_all(database, "wp_")
     made_before_the_crash = models(database, "wp_")[:5]
     for model in made_before_the_crash:
         model._schema.create_table()  # type: ignore[attr-defined]
     made_before_the_crash[0]._schema.create_indexes()  # type: ignore[attr-defined]
-    assert migrate(database, FOLDER, prefix="wp_") == (INITIAL,)
+    assert migrate(database, FOLDER, prefix="wp_") == ALL
     assert schema(database, "wp_") == whole
 
 
@@ -277,9 +285,9 @@ def test_processes_that_migrate_at_once_all_succeed_and_one_does_the_work(databa
     outcomes = [results.get(timeout=60) for _ in processes]
     for process in processes:
         process.join()
-    assert sorted(outcomes, key=repr) == [(INITIAL,), (), ()]
+    assert sorted(outcomes, key=repr) == [ALL, (), ()]
     database = open_database(database_url)
-    assert rows(database, "SELECT name FROM wp_smi_migrations") == [(INITIAL,)]
+    assert sorted(rows(database, "SELECT name FROM wp_smi_migrations")) == [(name,) for name in ALL]
     database.close()
 
 
@@ -301,7 +309,7 @@ def test_migrating_inside_a_transaction_is_refused(sqlite: Database) -> None:
 def test_a_database_in_memory_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     database = open_database("sqlite:///:memory:")
-    assert migrate(database, FOLDER, prefix="wp_") == (INITIAL,)
+    assert migrate(database, FOLDER, prefix="wp_") == ALL
     assert list(tmp_path.iterdir()) == []
     database.close()
 
@@ -326,16 +334,17 @@ def test_an_older_database_is_not_current(sqlite: Database, scripts: Path) -> No
 def test_a_newer_database_is_tolerated_on_record(
     database: Database, scripts: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (scripts / f"{INITIAL}.py").write_text((FOLDER / f"{INITIAL}.py").read_text())
-    (scripts / "0002_newer.py").write_text(CREATE_ONE)
+    for name in ALL:
+        (scripts / f"{name}.py").write_text((FOLDER / f"{name}.py").read_text())
+    (scripts / "0100_newer.py").write_text(CREATE_ONE)
     migrate(database, scripts, prefix="wp_")
-    assert status(database, FOLDER, prefix="wp_") == MigrationStatus((INITIAL,), (), ("0002_newer",))
+    assert status(database, FOLDER, prefix="wp_") == MigrationStatus(ALL, (), ("0100_newer",))
     check_current(database, FOLDER, prefix="wp_")
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "the database was migrated by a newer release: 0002_newer"
+        "the database was migrated by a newer release: 0100_newer"
     ]
     assert migrate(database, FOLDER, prefix="wp_") == ()
-    with pytest.raises(ConfigError, match="0002_newer"):
+    with pytest.raises(ConfigError, match="0100_newer"):
         roll_back(database, FOLDER, prefix="wp_", to=None)
 
 

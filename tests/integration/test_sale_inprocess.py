@@ -17,7 +17,7 @@ def test_a_sale_is_delivered(tmp_path: Path) -> None:
         assert told["status"] == "awaiting_payment"
         assert told["amount"] == "0.50"
         back = shop.pay(told["checkout_url"])
-        assert back == f"{shop.url}/thanks?job={told['job_id']}"
+        assert back == f"{shop.url}/jobs/{told['job_id']}?from=checkout"
         assert told["job_id"] in requests.get(back, timeout=10).text
         shop.work_until(lambda: shop.job(told["job_id"]).status == "completed")
         shop.work_until(lambda: shop.job(told["job_id"]).email_sent)

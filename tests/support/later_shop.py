@@ -87,6 +87,6 @@ def migrate_to_later(app: App, folder: Path) -> Path:
     """Bring the tables to the later release's; returns the folder of its migrations."""
     later = folder / "later_migrations"
     shutil.copytree(MIGRATIONS, later, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(Path(__file__).parent / "migrations" / "0002_reviewing.py", later)
+    shutil.copy(Path(__file__).parent / "migrations" / "0099_reviewing.py", later)
     migrate(app.database, later, prefix=app.settings.table_prefix)
     return later

@@ -55,7 +55,7 @@ def test_what_is_needed_is_all_that_is_needed(load: Load) -> None:
     assert settings.database_url == "sqlite:///var/smi.sqlite3"
     assert settings.storage_url == (Path.cwd() / "var" / "files").as_uri()
     assert settings.downloads_url == settings.public_url == "http://127.0.0.1:8000"
-    assert settings.success_url == "http://127.0.0.1:8000/thanks?job={JOB_ID}"
+    assert settings.success_url == "http://127.0.0.1:8000/jobs/{JOB_ID}?from=checkout"
     assert settings.mail_from == "no-reply@127.0.0.1"
     assert (settings.currency, settings.markup_percentage) == ("usd", Decimal(500))
     assert (settings.payment_timeout_hours, settings.processing_timeout_minutes) == (24, 15)
@@ -109,6 +109,24 @@ def test_all_problems_are_listed_together_by_name(load: Load) -> None:
         ("SMI_UPSAMPLER_EXTRA_INPUTS", "[" * 100_000, "must be a JSON object"),
         ("SMI_MARKUP_PERCENTAGE", "-1", "greater than or equal to 0"),
         ("SMI_OUTPUT_PIXELS_MAX", "many", "integer"),
+        ("SMI_ADMIN_TOKENS", "t" * 40, "must be name:token"),
+        ("SMI_ADMIN_TOKENS", f":{'t' * 40}", "must be name:token"),
+        ("SMI_ADMIN_TOKENS", f"jane doe:{'t' * 40}", "must be name:token"),
+        ("SMI_ADMIN_TOKENS", "jane:short", "jane's token needs 32"),
+        ("SMI_ADMIN_TOKENS", f"jane:{'t' * 20} {'t' * 20}", "jane's token needs 32"),
+        ("SMI_ADMIN_TOKENS", f"jane:{'t' * 40},joe:{'t' * 40}", "names one token twice"),
+        ("SMI_LIMIT_ORDERS", "many", "must be off, or a number"),
+        ("SMI_LIMIT_ORDERS", "0/minute", "must be off, or a number"),
+        ("SMI_LIMIT_READS", "5 per minute", "must be off, or a number"),
+        ("SMI_LIMIT_EXEMPT", "10.0.0.0/8, shop.example", "shop.example is neither"),
+        ("SMI_LIMIT_EXEMPT", "10.0.0.1/8", "10.0.0.1/8 is neither"),
+        ("SMI_ORDERS_AT_ONCE", "0", "greater than or equal to 1"),
+        ("SMI_TRUSTED_PROXIES", "-1", "greater than or equal to 0"),
+        ("SMI_CORS_ORIGINS", "*", "is no origin"),
+        ("SMI_CORS_ORIGINS", "https://shop.example/", "is no origin"),
+        ("SMI_CORS_ORIGINS", "https://*.example", "is no origin"),
+        ("SMI_CORS_ORIGINS", "https://Shop.example", "is no origin"),
+        ("SMI_CORS_ORIGINS", "null", "is no origin"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_wrong(load: Load, name: str, value: str, text: str) -> None:
@@ -145,7 +163,7 @@ SECRETS = {
     "SMI_STRIPE_WEBHOOK_SECRET": "whsec_HUSH",
     "SMI_UPSAMPLER_API_KEY": "HUSH",
     "SMI_SMTP_URL": "smtp://user:HUSH@mail.example",
-    "SMI_ADMIN_TOKENS": "jane:HUSH",
+    "SMI_ADMIN_TOKENS": "jane:" + "HUSH" * 10,
     "SMI_ADMIN_PASSWORDS": "jane:HUSH",
     "SMI_DATABASE_URL": "postgresql://shop:HUSH@db.example/shop",
     "SMI_BROKER_URL": "redis://:HUSH@redis.example:6379/0",
@@ -166,6 +184,9 @@ def test_secrets_are_in_no_repr(load: Load) -> None:
     "bad",
     [
         {"SMI_SECRET_KEY": "HUSH"},
+        {"SMI_ADMIN_TOKENS": "HUSH" * 10},
+        {"SMI_ADMIN_TOKENS": "jane:HUSH"},
+        {"SMI_ADMIN_TOKENS": "jane:" + "HUSH" * 10 + ",joe:" + "HUSH" * 10},
         {"SMI_DATABASE_URL": "oracle://shop:HUSH@db.example"},
         {"SMI_DATABASE_URL": "postgresql://shop:HUSH[@db.example"},
         {"SMI_DATABASE_URL": "postgresql://shop:HU/SH@db.example:HUSH"},

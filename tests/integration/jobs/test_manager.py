@@ -181,49 +181,6 @@ def test_an_order_whose_key_was_made_before_the_secret_was_rolled(sales: Sales) 
     assert sales.order(idempotency_key="k2").job_id != job.job_id
 
 
-def test_jobs_are_found(desk: Desk) -> None:
-    ids: list[str] = []
-    for status in ("pending", "completed", "failed", "failed", "abandoned"):
-        ids.append(desk.put(status))
-        desk.clock.advance(minutes=1)
-    desk.set(ids[0], email="joe@example.com")
-
-    def found(**wanted: Any) -> list[str]:
-        return [job.job_id for job in desk.app.jobs.get_jobs(**wanted)]
-
-    assert found() == ids[::-1]
-    assert found(descending=False) == ids
-    assert found(limit=2) == [ids[4], ids[3]]
-    assert found(status="failed") == [ids[3], ids[2]]
-    assert found(status=["failed", "completed"], descending=False) == ids[1:4]
-    assert found(status=[]) == []
-    assert found(payment_status="paid") == ids[3::-1]
-    assert found(payment_status="pending") == [ids[4]]
-    assert found(email="joe@example.com") == [ids[0]]
-    assert found(email="' OR 1=1 --") == []
-    assert found(order_by="id", descending=False, limit=1) == [ids[0]]
-    assert found(status="failed", payment_status="pending") == []
-
-
-@pytest.mark.parametrize(
-    ("wanted", "field"),
-    [
-        ({"status": "done"}, "status"),
-        ({"status": ["failed", "lost"]}, "status"),
-        ({"payment_status": "maybe"}, "payment_status"),
-        ({"order_by": "email; DROP TABLE"}, "order_by"),
-        ({"order_by": "_meta"}, "order_by"),
-        ({"limit": 0}, "limit"),
-        ({"limit": 1001}, "limit"),
-        ({"limit": -1}, "limit"),
-    ],
-)
-def test_a_search_that_makes_no_sense_names_its_field(desk_sqlite: Desk, wanted: Any, field: str) -> None:
-    with pytest.raises(InvalidInput) as error:
-        desk_sqlite.app.jobs.get_jobs(**wanted)
-    assert error.value.field == field
-
-
 @pytest.mark.parametrize("job_id", ["nobody", "", "' OR 1=1 --", "x" * 300, "é"])
 def test_an_unknown_job_is_said_so(desk: Desk, job_id: str) -> None:
     jobs = desk.app.jobs

@@ -43,7 +43,7 @@ def test_a_checkout_is_what_was_sold(sales: Sales) -> None:
     assert (session["amount_total"], session["currency"]) == (job.amount_due_cents, "usd")
     assert (session["metadata"], session["client_reference_id"]) == ({"job_id": job.job_id}, job.job_id)
     assert session["customer_email"] == "jane@example.com"
-    assert session["success_url"].endswith(f"/thanks?job={job.job_id}")
+    assert session["success_url"].endswith(f"/jobs/{job.job_id}?from=checkout")
     opened = session["expires_at"] - sales.effect("create_checkout").created_at.timestamp()
     assert timedelta(hours=23, minutes=54) < timedelta(seconds=opened) <= timedelta(hours=24)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from smi_workflow.jobs.model import Job, JobStatus
-from smi_workflow.web.api import progress
+from smi_workflow.web.news import news_of
 
 PAID: dict[str, Any] = {"paid_cents": 384, "payment_status": "paid"}
 
@@ -31,8 +31,8 @@ PAID: dict[str, Any] = {"paid_cents": 384, "payment_status": "paid"}
     ],
 )
 def test_progress(status: str, columns: dict[str, Any], told: str) -> None:
-    assert told in progress(Job(status=status, **columns))
+    assert told in news_of(Job(status=status, **columns)).progress
 
 
 def test_every_status_has_its_sentence() -> None:
-    assert len({progress(Job(status=status, **PAID)) for status in JobStatus}) == len(JobStatus)
+    assert len({news_of(Job(status=status, **PAID)).progress for status in JobStatus}) == len(JobStatus)
