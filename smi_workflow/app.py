@@ -32,6 +32,7 @@ from smi_workflow.engine.tables import Tables
 from smi_workflow.engine.unit import Applied
 from smi_workflow.engine.workflow import Workflow
 from smi_workflow.intake import translators, without_person
+from smi_workflow.integrations.bell_ringer import BellRinger
 from smi_workflow.integrations.broker import Doorbell, make_broker
 from smi_workflow.integrations.embedded_broker import embedded_broker_url
 from smi_workflow.integrations.fetching import fetch
@@ -76,7 +77,7 @@ class App:
         self.database: Database = open_database(settings.database_url)
         self.tables = Tables.bound_to(self.database, settings.table_prefix)
         self.job_tables = JobTables.bound_to(self.database, settings.table_prefix)
-        self._doorbell: Doorbell | None = None
+        self._doorbell: Doorbell | BellRinger | None = None
         self.engine = Engine(
             self.database,
             self.tables,
@@ -111,7 +112,7 @@ class App:
         """
         check_current(self.database, MIGRATIONS, prefix=self.settings.table_prefix)
 
-    def ring_through(self, doorbell: Doorbell) -> None:
+    def ring_through(self, doorbell: Doorbell | BellRinger) -> None:
         """Use a doorbell that a process has already, instead of one made on first use."""
         self._doorbell = doorbell
 

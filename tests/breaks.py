@@ -49,11 +49,12 @@ _FIRE = (
 )
 BREAKS = (
     Break(1, "guards, row, history and effects are committed one by one", f"{ENGINE}/fire.py",
-          "with transaction(self.database):\n                    result = work(unit)",
+          "with transaction(self.database, of_one_statement=of_one_statement):\n"
+          "                    result = work(unit)",
           'with __import__("contextlib").nullcontext():\n                    result = work(unit)'),
     Break(2, "a transaction on SQLite does not take the write lock at once", f"{ENGINE}/database.py",
-          'with database.atomic("IMMEDIATE") if is_sqlite(database) else database.atomic():',
-          "with database.atomic():", races=True),
+          '= database.atomic("IMMEDIATE") if is_sqlite(database) else database.atomic()',
+          "= database.atomic()", races=True),
     Break(3, "the sweep does not ring for leases that have lapsed", f"{ENGINE}/relay.py",
           "yield from (Bell(due.id, due.name, due.queue) for due in outbox.lapsed(now, PAGE))", "yield from ()"),
     Break(4, "a late worker may settle with a lease that went to another", f"{ENGINE}/outbox.py",

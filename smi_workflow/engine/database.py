@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
@@ -105,6 +106,33 @@ class _Healing(Database):
             raise
 
 
+class _Sqlite(SqliteDatabase):
+    """A file that one writes at a time: the threads of a process take turns here.
+
+    Whoever finds the file locked is put to sleep by SQLite, longer each time, and overtaken by those who come just
+    in time; a thread that waits for its turn is woken at once. Processes still meet at the file.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The simulation's processes share a thread, and must not wait here for each other.
+        self._turn = threading.RLock()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Be the thread that writes.
+
+        Raises:
+            TransitionConflict: another one takes too long.
+        """
+        if not self._turn.acquire(timeout=LOCK_WAIT_SECONDS):
+            raise TransitionConflict("another thread holds the database")
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+
 class _Postgres(_Healing, PostgresqlDatabase):
     pass
 
@@ -136,7 +164,7 @@ def open_database(url: str) -> Database:
             except (OSError, ValueError) as error:
                 problem = "set SMI_VAR_DIR or SMI_DATABASE_URL to a place of yours"
                 raise ConfigError(f"the database's folder cannot be made: {error}", [problem]) from error
-        return SqliteDatabase(
+        return _Sqlite(
             path,
             timeout=LOCK_WAIT_SECONDS,
             # FULL: a commit we answered 2xx for survives a power cut, which NORMAL does not promise in WAL mode.
@@ -222,9 +250,12 @@ def bind(model: type[_M], database: Database, prefix: str) -> type[_M]:
 
 
 @contextmanager
-def transaction(database: Database) -> Iterator[None]:
+def transaction(database: Database, *, of_one_statement: bool = False) -> Iterator[None]:
     """One write transaction: the engine's door.
 
+    Args:
+        of_one_statement: the database begins and commits it by itself, which saves two round trips. Whatever is
+            written within is committed as soon as it has been executed.
     Raises:
         EngineError: one is open already in this thread; nested, it would silently become a savepoint.
         TransitionConflict: a lock could not be had in time, or a unique row of ours was written first.
@@ -232,7 +263,7 @@ def transaction(database: Database) -> Iterator[None]:
     if database.transaction_depth():
         raise EngineError("the engine was called inside an open transaction; commit first")
     try:
-        with database.atomic("IMMEDIATE") if is_sqlite(database) else database.atomic():
+        with _turn(database), nullcontext() if of_one_statement else _begun(database):
             yield
     except peewee.DatabaseError as error:
         if _is_conflict(error):
@@ -244,6 +275,15 @@ def transaction(database: Database) -> Iterator[None]:
     finally:
         if not is_sqlite(database) and not database.is_closed() and not database.is_connection_usable():
             _drop_connection(database)
+
+
+def _turn(database: Database) -> AbstractContextManager[None]:
+    return database.turn() if isinstance(database, _Sqlite) else nullcontext()
+
+
+def _begun(database: Database) -> AbstractContextManager[Any]:
+    begun: AbstractContextManager[Any] = database.atomic("IMMEDIATE") if is_sqlite(database) else database.atomic()
+    return begun
 
 
 def _drop_connection(database: Database) -> None:

@@ -94,13 +94,21 @@ class Engine:
         """The declared model, bound to this engine's database."""
         return self.registry.bound(model)
 
-    def run(self, work: Callable[[Unit], T], *, cause: str | None = None, dry: bool = False) -> T:
+    def run(
+        self,
+        work: Callable[[Unit], T],
+        *,
+        cause: str | None = None,
+        dry: bool = False,
+        of_one_statement: bool = False,
+    ) -> T:
         """Do some work in one transaction; ring and announce once it is committed.
 
         Args:
             work: called with the open unit; called again from the start after a conflict.
             cause: written to each history row of this commit.
             dry: roll back at the end, and ring nothing.
+            of_one_statement: `work` writes with one statement, which the database commits by itself.
         Raises:
             TransitionConflict: still in conflict after three attempts.
         """
@@ -108,9 +116,10 @@ class Engine:
             unit = Unit(self.registry, self.outbox, self.clock.now())
             unit.cause = cause
             try:
-                with transaction(self.database):
+                with transaction(self.database, of_one_statement=of_one_statement):
                     result = work(unit)
-                    reach(Point.WORK_DONE)
+                    if not of_one_statement:
+                        reach(Point.WORK_DONE)
                     if dry:
                         raise _RolledBack
             except _RolledBack:

@@ -129,13 +129,14 @@ class Inbox:
                 "id": new_id, "provider": provider, "event_id": event_id, "kind": kind, "payload": payload,
                 "now": stamp(unit.now),
             }  # fmt: skip
-            self._insert.run(row)
-            inbox_id = self._known.run(row).fetchone()[0]
-            if inbox_id == new_id:
+            # The last moment at which dying leaves nothing: the statement is its own commit.
+            reach(Point.WORK_DONE)
+            if self._insert.run(row).rowcount == 1:
                 unit.bells.append(Bell(new_id, EVENT_ACTOR, EVENT_QUEUE))
-            return Received(inbox_id, inbox_id == new_id)
+                return Received(new_id, True)
+            return Received(self._known.run(row).fetchone()[0], False)
 
-        return self._engine.run(work)
+        return self._engine.run(work, of_one_statement=True)
 
     def handle(self, inbox_id: str) -> EventState | None:
         """Apply one event, or park or ignore it; None when there is no such event.

@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
@@ -26,6 +26,7 @@ from dramatiq.errors import BrokerError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from smi_workflow.engine.unit import Bell
 from smi_workflow.errors import ConfigError
 from smi_workflow.integrations.consumer import WAIT_SECONDS, BlockingRedisBroker, Outage
 
@@ -87,13 +88,24 @@ class Doorbell:
         Returns: False when the broker is away. That is logged once per outage, tried by one caller a second, and
             answered at once to all others.
         """
+        return self.ring_all([Bell(message_id, actor_name, queue)])
+
+    def ring_all(self, bells: Sequence[Bell]) -> bool:
+        """Ring for several, in one trip where the broker can."""
         if not self._may_try():
             return False
-        message: Message[Any] = Message(
-            queue_name=queue, actor_name=actor_name, args=(message_id,), kwargs={}, options={}
-        )
+        messages: list[Message[Any]] = [
+            Message(
+                queue_name=bell.queue, actor_name=bell.actor_name, args=(bell.message_id,), kwargs={}, options={}
+            )
+            for bell in bells
+        ]
         try:
-            self._enqueue(message)
+            if len(messages) > 1 and isinstance(self._broker, BlockingRedisBroker):
+                self._broker.enqueue_all(messages)
+            else:
+                for message in messages:
+                    self._enqueue(message)
         except BROKER_AWAY as error:
             self._outage.lost(error)
             with self._lock:

