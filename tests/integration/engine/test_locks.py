@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,20 @@ def forge_history(bench: Bench, sequence: int) -> None:
         workflow="loan", subject_id="l1", sequence=sequence, trigger="waive", from_state="reserved",
         to_state="reserved", actor="forger", fingerprint="0", created_at=bench.clock.now(),
     ).execute()  # fmt: skip
+
+
+def test_a_transaction_holds_the_file_from_its_first_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 2, on SQLite: what another process reads before it writes would be stale, so it may not even begin."""
+    monkeypatch.setattr(database_module, "LOCK_WAIT_SECONDS", 0.1)
+    url = f"sqlite:///{tmp_path / 'file.sqlite3'}"
+    # Two of them, as two processes have: neither knows of the other's turn.
+    with closing(open_database(url)) as ours, closing(open_database(url)) as theirs:
+        with transaction(ours), pytest.raises(TransitionConflict), transaction(theirs):
+            pass
+        with transaction(theirs):
+            pass
 
 
 def test_a_turn_that_never_comes_is_a_conflict(
