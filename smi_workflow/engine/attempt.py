@@ -68,7 +68,14 @@ class Again:
     reason: str = ""
 
 
-Outcome = Done | Again
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Nobody wants it any more: nothing was done, nothing is fired, and the row says why."""
+
+    note: str
+
+
+Outcome = Done | Again | Skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,8 @@ class Case(Generic[R]):
     """One attempt to apply one trigger to one locked row. It is the object that `transitions` drives.
 
     Guards read `row`, `facts` and `now`; a change calls `set`, `record`, and `unit` for other subjects.
-    `policy` is whatever the engine was given for the shop's settings: deadlines, limits, keys.
+    `policy` is whatever the engine was given for the shop's settings: deadlines, limits, keys. `hook` is the name
+    that the move is announced by, once one is made.
     """
 
     row: R
@@ -105,6 +106,7 @@ class Case(Generic[R]):
     metadata: dict[str, object] = field(default_factory=dict)
     owed: list[Owed] = field(default_factory=list)
     move: Move | None = None
+    hook: str | None = None
 
     def set(self, **columns: object) -> None:
         """Change columns of the row, written with the transition."""
@@ -118,7 +120,7 @@ class Case(Generic[R]):
 
     def begin(self, move: Move) -> None:
         """Called by the machine once every guard has agreed."""
-        self.move = move
+        self.move, self.hook = move, move.hook
         if move.change is not None:
             move.change(self)
 
@@ -140,6 +142,7 @@ Change = Callable[[Case[Any]], None]
 Condition = Callable[[Case[Any]], bool]
 Delay = Callable[[Case[Any]], timedelta]
 Inputs = Callable[[Case[Any]], Mapping[str, object]]
+Several = Callable[[Case[Any]], Sequence[Mapping[str, object]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +177,10 @@ class Effect:
         """Owe it as a timer; `deadline` marks the one that ends an endless wait."""
         return Owed(self, after, inputs, when, deadline)
 
+    def for_each(self, of: Several) -> Owed:
+        """Owe it at once, one for each of several inputs, which all differ; none where there are none."""
+        return Owed(self, each=of)
+
 
 @dataclass(frozen=True, slots=True)
 class Owed:
@@ -184,6 +191,13 @@ class Owed:
     inputs: Inputs | None = None
     when: Condition | None = None
     deadline: bool = False
+    each: Several | None = None
+
+    def inputs_of(self, case: Case[Any]) -> Sequence[Mapping[str, object]]:
+        """The inputs of every effect that is owed: of one, unless it is owed `for_each`."""
+        if self.each is not None:
+            return self.each(case)
+        return (self.inputs(case) if self.inputs is not None else {},)
 
     @property
     def is_timer(self) -> bool:
@@ -217,7 +231,7 @@ class Move:
         cancels: effects of the present visit that are no longer owed.
         by: who usually causes it, for the reader.
         quiet: where it is true, the state entered owes only its timers: deadlines without side effects.
-        hook: name announced to listeners after the commit.
+        hook: name announced to listeners after the commit; the workflow's `announces` is owed with it.
     """
 
     trigger: str

@@ -18,10 +18,13 @@ def is_owed(view: View, workflow: str, key: str) -> Iterator[str]:
     """Each transition's effects are there, and each effect has its transition."""
     rules, past = view.rules[workflow], {item.sequence: item for item in view.history(workflow, key)}
     owed: dict[int, set[str]] = {}
+    seen: set[tuple[int, str, str]] = set()
     for effect in view.effects(workflow, key):
         names = owed.setdefault(effect.sequence, set())
-        if effect.name in names:
+        one = (effect.sequence, effect.name, effect.inputs if effect.name in rules.several else "")
+        if one in seen:
             yield f"transition {effect.sequence} owes {effect.name} twice"
+        seen.add(one)
         names.add(effect.name)
         if effect.sequence not in past:
             yield f"effect {effect.name} ({effect.id}) was owed by transition {effect.sequence}, which is missing"

@@ -17,7 +17,7 @@ from typing import Any
 
 import peewee
 
-from smi_workflow.engine.attempt import Again, Attempt, Done, Handler, Outcome
+from smi_workflow.engine.attempt import Again, Attempt, Done, Handler, Outcome, Skip
 from smi_workflow.engine.clock import Clock
 from smi_workflow.engine.declaration import Effect
 from smi_workflow.engine.fire import Engine
@@ -169,6 +169,8 @@ class Performer:
     def _conclude(self, row: EffectRow, attempt: Attempt, lease: Lease, outcome: Outcome) -> Performed:
         if isinstance(outcome, Again):
             return self._again(row, lease, outcome)
+        if isinstance(outcome, Skip):
+            return self._skip(lease, outcome)
 
         def work(unit: Unit) -> Performed:
             if outcome.trigger is not None and _is_over(unit, row):
@@ -226,6 +228,12 @@ class Performer:
             # Only waiting was asked for; news that does not fit must not keep it from that.
             log.warning("effect %s (%s): %s", row.id, row.name, refusal, exc_info=True)
             return self._again(row, lease, replace(outcome, trigger=None))
+
+    def _skip(self, lease: Lease, outcome: Skip) -> Performed:
+        self._alone(
+            lambda unit: self._settle(lease, EffectState.SKIPPED, unit.now, note=outcome.note), lease
+        )
+        return Performed.SKIPPED
 
     # -- what went wrong ----------------------------------------------------------------------------------------
 
@@ -297,7 +305,8 @@ class Performer:
             if effect.failure is not None and not over:
                 unit.fire(
                     row.workflow, row.subject_id, effect.failure,
-                    actor="system", reason=error, facts={"code": code, "effect": row.name},
+                    actor="system", reason=error,
+                    facts={"code": code, "effect": row.name, "inputs": json.loads(row.inputs)},
                 )  # fmt: skip
             return Performed.SKIPPED if over else Performed.FAILED
 

@@ -87,11 +87,11 @@ def _staying(flow: Workflow, state: str) -> tuple[str, ...]:
 
 def _effects(flow: Workflow, state: str) -> tuple[tuple[str, bool], ...]:
     """What may be owed during a stay: by the state, by what enters it, by what happens in it; timers last."""
-    owed = list(flow.state(state).owes)
+    owed = [*flow.state(state).owes, *(flow.owed_by(None) if state == flow.initial else ())]
     for move in flow.moves:
         stays = move.to is None and state in move.sources(flow.states)
         if move.source != ANYWHERE and (stays or move.to == state):
-            owed += move.owes
+            owed += flow.owed_by(move)
     named = dict.fromkeys((item.effect.name, item.is_timer) for item in owed)
     return tuple(sorted(named, key=lambda pair: pair[1]))
 

@@ -24,6 +24,7 @@ class Rules:
         enters, stays: the steps that begin another visit, and those that do not; a step may be in both.
         owed: what each step owes whatever the facts are.
         may_owe: everything that it may owe.
+        several: effects that one step may owe more than once, with other inputs each time.
         deadlines: state → the timers that end the wait in it, for each state that may not be stayed in for ever.
         timed: the states whose timers are cancelled when they are left.
     """
@@ -36,6 +37,7 @@ class Rules:
     may_owe: dict[Step, frozenset[str]] = field(init=False)
     deadlines: dict[str, frozenset[str]] = field(init=False)
     timed: frozenset[str] = field(init=False)
+    several: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         flow = self.flow
@@ -54,12 +56,15 @@ class Rules:
         possible: dict[Step, frozenset[str]] = {}
         for step, how in [*entering, *staying]:
             of_state = () if how is not None and how.to is None else flow.state(step[2]).owes
-            of_move = how.owes if how is not None else ()
+            of_move = flow.owed_by(how)
             hushed = how is not None and how.quiet is not None
-            always = {item.effect.name for item in of_state if item.when is None and (item.is_timer or not hushed)}
+            always = _unconditional(item for item in of_state if item.is_timer or not hushed)
             always |= _unconditional(of_move)
             certain[step] = certain.get(step, frozenset(always)) & always
             possible[step] = possible.get(step, frozenset()) | {item.effect.name for item in (*of_state, *of_move)}
+        owes = [item for state in flow.states for item in state.owes]
+        owes += [item for move in (None, *flow.moves) for item in flow.owed_by(move)]
+        self.several = frozenset(item.effect.name for item in owes if item.each is not None)
         self.owed = {step: names for step, names in certain.items() if names}
         self.may_owe = possible
         self.deadlines = {state.name: self._deadlines(state) for state in flow.states if state.waiting}
@@ -74,4 +79,4 @@ class Rules:
 
 
 def _unconditional(owes: Iterable[Owed]) -> set[str]:
-    return {item.effect.name for item in owes if item.when is None}
+    return {item.effect.name for item in owes if item.when is None and item.each is None}

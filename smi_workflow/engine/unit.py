@@ -139,14 +139,15 @@ class Unit:
         key = str(getattr(row, flow.key))
         self._rows[(workflow, key)] = row
         case = self._case(flow, row, flow.started_by, {}, actor, reason)
-        case.owe(flow.state(flow.initial).owes)
+        case.hook = flow.start_hook
+        case.owe((*flow.state(flow.initial).owes, *flow.owed_by(None)))
         self._write_history(
             flow, case, key, sequence=1, from_state="", to_state=flow.initial, idempotency_key=None
         )
         reach(Point.HISTORY_WRITTEN)
         owed = self._owe(flow, case, key, visit=1, sequence=1)
         reach(Point.EFFECTS_OWED)
-        self._note(flow, case, key, 1, "", flow.initial, owed, flow.start_hook)
+        self._note(flow, case, key, 1, "", flow.initial, owed)
         return row
 
     def fire(
@@ -244,7 +245,7 @@ class Unit:
         reach(Point.EFFECTS_OWED)
         if case.row.parked_events:
             self._wake_parked(flow.name, key)
-        return self._note(flow, case, key, sequence, from_state, case.state, owed, move.hook)
+        return self._note(flow, case, key, sequence, from_state, case.state, owed)
 
     def _update(self, flow: Workflow, case: Case[Any], key: str, version: int) -> None:
         model = self.registry.bound(flow.model)
@@ -294,14 +295,10 @@ class Unit:
         owed = []
         for item in case.owed:
             delay = item.after(case) if item.after is not None else None
-            owed.append(
-                (
-                    item,
-                    to_json(item.inputs(case)) if item.inputs is not None else "{}",
-                    self.now + delay if delay is not None else self.now,
-                    self.registry.chance.new_id(),
-                )
-            )
+            due_at = self.now + delay if delay is not None else self.now
+            owed += [
+                (item, to_json(inputs), due_at, self.registry.chance.new_id()) for inputs in item.inputs_of(case)
+            ]
         self.outbox.insert(flow.name, key, visit, sequence, owed, self.now)
         for item, _, due_at, effect_id in owed:
             if due_at <= self.now:
@@ -370,11 +367,10 @@ class Unit:
         from_state: str,
         to_state: str,
         owed: tuple[OwedEffect, ...],
-        hook: str | None,
     ) -> Applied:
         applied = Applied(
             flow.name, key, case.trigger, sequence, from_state, to_state, case.actor, case.reason,
-            self.now, dict(case.metadata), owed, hook,
+            self.now, dict(case.metadata), owed, case.hook,
         )  # fmt: skip
         self.applied.append(applied)
         return applied

@@ -34,6 +34,8 @@ class Workflow:
         touched_column: kept at the time of the last transition, where the table has such a column.
         started_by: trigger name written in the history's first row.
         facts: what each fact must be: name → what is wrong with a value, None where it fits.
+        start_hook: name announced to listeners once a subject was started; moves have their own.
+        announces: owed with every hook, by the start and by moves alike: the word to whoever is not a listener.
     Raises:
         ConfigError: every hole in the declaration, together.
     """
@@ -47,6 +49,7 @@ class Workflow:
     moves: tuple[Move, ...]
     started_by: str = "create"
     start_hook: str | None = None
+    announces: Owed | None = None
     parent: Parent | None = None
     touched_column: str | None = None
     facts: Mapping[str, Callable[[object], str | None]] = field(default_factory=dict)
@@ -101,9 +104,12 @@ class Workflow:
 
     def effects(self) -> dict[str, Effect]:
         """Every effect that some state or move owes, by name."""
-        owed = [item for state in self.states for item in state.owes]
-        owed += [item for move in self.moves for item in move.owes]
-        return {item.effect.name: item.effect for item in owed}
+        return {owed.effect.name: owed.effect for _, owed in self._owed_where()}
+
+    def owed_by(self, move: Move | None) -> tuple[Owed, ...]:
+        """What a move owes beside the state it enters; None is the start, which owes only its announcement."""
+        owes, hook = (move.owes, move.hook) if move is not None else ((), self.start_hook)
+        return (*owes, self.announces) if hook is not None and self.announces is not None else owes
 
     def sets_timers(self, state: str) -> bool:
         """True when a stay in this state may own timers, which leaving it cancels."""
@@ -136,12 +142,12 @@ class Workflow:
                     move.to,
                     conditions=[_selecting(move), *(_guarding(guard) for guard in move.guards)],
                     before=[_beginning(move)],
-                    after=[_owing(move.owes, of_state=False)],
+                    after=[_owing(self.owed_by(move), of_state=False)],
                 )
         return machine
 
     def _fingerprint(self) -> str:
-        described = {
+        described: dict[str, object] = {
             "initial": [self.initial, self.started_by, self.start_hook],
             "parent": [self.parent.workflow, self.parent.column] if self.parent else None,
             "states": [[s.name, s.waiting, [_describe(o) for o in s.owes]] for s in self.states],
@@ -159,6 +165,8 @@ class Workflow:
                 for m in self.moves
             ],
         }
+        if self.announces is not None:
+            described["announces"] = _describe(self.announces)
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
     # -- checks -----------------------------------------------------------------------------------------------
@@ -183,6 +191,8 @@ class Workflow:
             for s in self.states
             if s.waiting and not any(owed.deadline and owed.is_timer and owed.when is None for owed in s.owes)
         ]
+        if self.announces is not None and not any([self.start_hook, *(move.hook for move in self.moves)]):
+            found.append(f"{self.announces.effect.name} is owed with every hook, and there is none")
         return found + self._effect_problems()
 
     def _effect_problems(self) -> list[str]:
@@ -207,9 +217,10 @@ class Workflow:
         pairs: list[tuple[tuple[str, ...], Owed]] = [
             ((state.name,), owed) for state in self.states for owed in state.owes
         ]
+        pairs += [((self.initial,), owed) for owed in self.owed_by(None)]
         for move in self.moves:
             stays = move.sources(self.states) if move.to is None else (move.to,)
-            pairs += [(stays, owed) for owed in move.owes]
+            pairs += [(stays, owed) for owed in self.owed_by(move)]
         return pairs
 
     def _reachable(self) -> set[str]:
@@ -236,6 +247,7 @@ def _case(event: EventData) -> Case[Any]:
 def _describe(owed: Owed) -> list[object]:
     effect = owed.effect
     names = [guard_name(f) if f else None for f in (owed.after, owed.inputs, owed.when)]
+    names += [guard_name(owed.each)] if owed.each is not None else []
     tries = [effect.attempts, effect.retry_seconds, effect.retry_seconds_max]
     return [effect.name, effect.queue, effect.failure, effect.survives, tries, owed.deadline, names]
 

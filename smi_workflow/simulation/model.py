@@ -215,7 +215,8 @@ class Scene:
         self.tables[flow.model][key] = row
         self._owned.add((flow.model, key))
         case = self._case(flow, row, flow.started_by, {}, actor, reason)
-        case.owe(flow.state(flow.initial).owes)
+        case.hook = flow.start_hook
+        case.owe((*flow.state(flow.initial).owes, *flow.owed_by(None)))
         owed = self._owe(flow, case, key, 1)
         self.log.append(Applied(workflow, key, flow.started_by, "", flow.initial, actor, owed))
         return row
@@ -266,7 +267,7 @@ class Scene:
                 if move.to is not None:
                     case.state = move.to
                     case.owe(flow.state(move.to).owes, of_state=True)
-                case.owe(move.owes, of_state=False)
+                case.owe(flow.owed_by(move), of_state=False)
                 return move
         except MissingFact as missing:
             problem = f"'{case.trigger}' needs this fact, and it was not given"
@@ -298,15 +299,21 @@ class Scene:
     # -- effects ------------------------------------------------------------------------------------------------
 
     def _owe(self, flow: Workflow, case: Case[Any], key: str, visit: int) -> tuple[str, ...]:
-        for item in case.owed:
-            self.effects.append(self._owed(flow, case, key, visit, item))
-        return tuple(item.effect.name for item in case.owed)
+        made = [
+            self._owed(flow, case, key, visit, item, inputs)
+            for item in case.owed
+            for inputs in item.inputs_of(case)
+        ]
+        self.effects += made
+        return tuple(one.effect.name for one in made)
 
-    def _owed(self, flow: Workflow, case: Case[Any], key: str, visit: int, item: Owed) -> OpenEffect:
+    def _owed(
+        self, flow: Workflow, case: Case[Any], key: str, visit: int, item: Owed, inputs: Mapping[str, object]
+    ) -> OpenEffect:
         return OpenEffect(
             id=f"{item.effect.name}-{self._count(item.effect.name)}", effect=item.effect, workflow=flow.name,
             subject_id=key, visit=visit, is_timer=item.is_timer, deadline=item.deadline,
-            inputs=to_json(item.inputs(case)) if item.inputs is not None else "{}",
+            inputs=to_json(inputs),
             due_at=self.now + item.after(case) if item.after is not None else self.now, owed_at=self.now,
         )  # fmt: skip
 

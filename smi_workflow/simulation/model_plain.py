@@ -69,7 +69,7 @@ def plain_scenario(
     first = workflows[0]
     effects = {name: effect for flow in workflows for name, effect in flow.effects().items()}
     owed = [item for flow in workflows for state in flow.states for item in state.owes]
-    owed += [item for flow in workflows for move in flow.moves for item in move.owes]
+    owed += [item for flow in workflows for move in (None, *flow.moves) for item in flow.owed_by(move)]
     deadlines = {item.effect.name for item in owed if item.deadline}
     triggers = {trigger for flow in workflows for trigger in flow.triggers()}
     unknown = [f"there is no trigger {name}" for name in given_facts if name not in triggers]

@@ -14,7 +14,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from smi_workflow.engine.attempt import Again, Attempt, Outcome
+from smi_workflow.engine.attempt import Again, Attempt, Outcome, Skip
 from smi_workflow.engine.inbox import Fire, Ignore, Park, Reading
 from smi_workflow.errors import (
     GuardRefused,
@@ -269,6 +269,8 @@ def _give_up(
 def _conclude(made: Scene, item: OpenEffect, outcome: Outcome) -> Scene | None:
     if isinstance(outcome, Again):
         return _again(made, item, outcome)
+    if isinstance(outcome, Skip):
+        return _ended(made, item, f"skipped: {outcome.note}")
     name = item.effect.name
     if outcome.trigger is not None and made.is_over(item):
         return _ended(made, item, "skipped: done after its visit was over")
@@ -318,7 +320,8 @@ def _failed(made: Scene, item: OpenEffect, code: str, error: str) -> Scene:
     try:
         settled.fire(
             item.workflow, item.subject_id, failure,
-            actor="system", reason=error, facts={"code": code, "effect": name},
+            actor="system", reason=error,
+            facts={"code": code, "effect": name, "inputs": json.loads(item.inputs)},
         )  # fmt: skip
     except (GuardRefused, TransitionNotAllowed, UnknownSubject) as refusal:
         own = made.find(item.workflow, item.subject_id).visit == item.visit

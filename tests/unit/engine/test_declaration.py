@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from smi_workflow.engine.declaration import ANYWHERE, Case, Effect, Facts, MissingFact, Move, Parent, State
+from smi_workflow.engine.declaration import ANYWHERE, Case, Effect, Facts, MissingFact, Move, Owed, Parent, State
 from smi_workflow.engine.workflow import Workflow
 from smi_workflow.errors import ConfigError
 from tests.support.loans import FINE, LOAN
@@ -91,6 +91,19 @@ def test_cancelling_what_leaving_cancels_anyway_is_refused() -> None:
     assert problems(moves=moves) == ("push leaves the visit: what it cancels is cancelled anyway or survives",)
 
 
+def test_a_word_that_nothing_announces() -> None:
+    """Law 13: an effect that no move can owe is a mistake."""
+    assert problems(announces=HARMLESS.now()) == ("ring is owed with every hook, and there is none",)
+
+
+def test_a_word_needs_its_failure_trigger_wherever_it_is_owed() -> None:
+    """Law 13: the start and each move with a hook owe it, in the state that they lead to."""
+    word = Effect("call_owner", "hall", failure="push")
+    found = problems(announces=word.now(), start_hook="door_built", moves=(
+        replace(MOVES[0], hook="door_shut"), *MOVES[1:]))
+    assert found == ("effect call_owner is owed in open, which lacks its failure trigger push",)
+
+
 def test_all_holes_are_reported_together() -> None:
     """Law 13: one start shows every mistake."""
     found = problems(
@@ -122,12 +135,20 @@ def an_hour(case: Case[Any]) -> timedelta:
     return timedelta(hours=1)
 
 
+def neighbours(case: Case[Any]) -> list[dict[str, object]]:
+    return [{"number": 1}, {"number": 3}]
+
+
 def particulars(case: Case[Any]) -> dict[str, object]:
     return {}
 
 
 def with_move(**changes: Any) -> Workflow:
     return declare(moves=(replace(MOVES[0], **changes), *MOVES[1:]))
+
+
+def announced(word: Owed) -> Workflow:
+    return declare(moves=(replace(MOVES[0], hook="door_shut"), *MOVES[1:]), announces=word)
 
 
 def with_effect(**changes: Any) -> Workflow:
@@ -161,6 +182,9 @@ ALIKE: list[tuple[str, Callable[[], Workflow], Callable[[], Workflow]]] = [
     ("a change", declare, lambda: with_move(change=remember)),
     ("a move that may be quiet", declare, lambda: with_move(quiet=often)),
     ("a hook", declare, lambda: with_move(hook="door_shut")),
+    ("a word to receivers", lambda: with_move(hook="door_shut"), lambda: announced(HARMLESS.now())),
+    ("a word to several receivers", lambda: announced(HARMLESS.now()),
+     lambda: announced(HARMLESS.for_each(neighbours))),
     ("an effect owed by a move", declare, lambda: with_move(owes=(HARMLESS.now(),))),
     ("an effect cancelled", declare,
      lambda: declare(moves=(*MOVES[:2], replace(MOVES[2], cancels=(KNOCK,))))),

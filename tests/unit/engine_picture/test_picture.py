@@ -113,8 +113,9 @@ def test_the_svg_draws_each_declared_edge_with_its_triggers(flow: Workflow) -> N
 @FLOWS
 def test_the_same_declaration_gives_the_same_bytes(flow: Workflow) -> None:
     again = Workflow(
-        flow.name, flow.model, flow.key, flow.state_column, flow.initial, flow.states, flow.moves, flow.started_by
-    )
+        flow.name, flow.model, flow.key, flow.state_column, flow.initial, flow.states, flow.moves, flow.started_by,
+        start_hook=flow.start_hook, announces=flow.announces,
+    )  # fmt: skip
     assert svg(again) == svg(flow)
     assert mermaid(again) == mermaid(flow)
 
