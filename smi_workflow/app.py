@@ -36,6 +36,8 @@ from smi_workflow.integrations.bell_ringer import BellRinger
 from smi_workflow.integrations.broker import Doorbell, make_broker
 from smi_workflow.integrations.embedded_broker import embedded_broker_url
 from smi_workflow.integrations.fetching import fetch
+from smi_workflow.integrations.hooks import TOTAL_SECONDS as HOOK_SECONDS
+from smi_workflow.integrations.hooks import HookPoster
 from smi_workflow.integrations.letters import LetterWriter
 from smi_workflow.integrations.mailer import Mailer
 from smi_workflow.integrations.storage import FileStorage, ImageLimits, StoredImage
@@ -162,6 +164,10 @@ def reach_outside(settings: Settings) -> Outside:
         letters=LetterWriter(),
         mailer=Mailer(settings.smtp_url.get_secret_value(), settings.mail_from),
         fetch=fetch,
+        hooks=HookPoster(
+            [secret.get_secret_value() for secret in settings.hook_secret],
+            min(HOOK_SECONDS, settings.lease_seconds / 2),
+        ),
     )
 
 
@@ -196,5 +202,11 @@ def open_process() -> App:
 
 
 def _announce(applied: Applied) -> None:
-    if applied.hook is not None:
-        hooks.signal(applied.hook).send(applied, job_id=applied.subject_id)
+    """Send the move's signal; what one receiver raises keeps it from no other one."""
+    if applied.hook is None:
+        return
+    for receiver in hooks.signal(applied.hook).receivers_for(applied):
+        try:
+            receiver(applied, job_id=applied.subject_id)
+        except Exception:
+            log.exception("a receiver of %s failed on job %s", applied.hook, applied.subject_id)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from smi_workflow.errors import ConfigError
@@ -34,6 +34,8 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{32,255}=*", re.ASCII)
 _RATE = re.compile(r"off|[1-9][0-9]{0,8}/(second|minute|hour|day)", re.ASCII)
 _ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]+", re.ASCII)
+# 24 to 64 bytes in base64, its padding with or without.
+_HOOK_SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,86}={0,2}", re.ASCII)
 
 Names = Annotated[tuple[str, ...], NoDecode]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
@@ -111,6 +113,14 @@ class Settings(BaseSettings):
     )
     admin_passwords: Secrets = Field((), description="name:hash, comma-separated, for the page.")
 
+    # Who is told by webhook.
+    hook_urls: Secrets = Field((), description="Told of each sale's course by signed webhooks; comma-separated.")
+    hook_secret: Secrets = Field(
+        (),
+        validate_default=True,
+        description="Signs them: whsec_ and base64 of 24 to 64 bytes; several while rolling, each signs.",
+    )
+
     # Money.
     currency: str = Field("usd", pattern=r"^[a-z]{3}$", description="Three letters, as Stripe writes them.")
     markup_percentage: Decimal = Field(Decimal(500), ge=0, le=100_000, description="On top of the cost.")
@@ -151,6 +161,8 @@ class Settings(BaseSettings):
         "stripe_webhook_secret",
         "admin_tokens",
         "admin_passwords",
+        "hook_urls",
+        "hook_secret",
         "result_hosts",
         "limit_exempt",
         "cors_origins",
@@ -225,6 +237,27 @@ class Settings(BaseSettings):
         if value and not (value.startswith(("http://", "https://")) and _host(value)):
             raise ValueError("must start with http:// or https://, and name a host")
         return value.rstrip("/")
+
+    @field_validator("hook_urls")
+    @classmethod
+    def _receivers(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        urls = [url.get_secret_value() for url in value]
+        for url in urls:
+            cls._http_url(url)
+            if any(char <= " " for char in url):
+                raise ValueError("must be URLs without spaces")
+        if len(set(urls)) < len(urls):
+            raise ValueError("names a URL twice")
+        return value
+
+    @field_validator("hook_secret")
+    @classmethod
+    def _hook_secret(cls, value: tuple[SecretStr, ...], others: ValidationInfo) -> tuple[SecretStr, ...]:
+        if not value and others.data.get("hook_urls"):
+            raise ValueError("is needed to sign what SMI_HOOK_URLS are told")
+        if not all(_HOOK_SECRET.fullmatch(key.get_secret_value()) for key in value):
+            raise ValueError('needs whsec_ and base64 of 24 to 64 bytes: echo "whsec_$(openssl rand -base64 32)"')
+        return value
 
     @field_validator("public_url")
     @classmethod
@@ -303,6 +336,11 @@ class Settings(BaseSettings):
     def livemode(self) -> bool:
         """True when the Stripe key moves real money."""
         return "_live_" in self.stripe_api_key.get_secret_value()
+
+    @property
+    def hook_addresses(self) -> tuple[str, ...]:
+        """Where receivers of hooks are told; their URLs may carry secrets."""
+        return tuple(url.get_secret_value() for url in self.hook_urls)
 
     @property
     def secret_keys(self) -> tuple[bytes, ...]:

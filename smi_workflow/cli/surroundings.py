@@ -1,4 +1,4 @@
-"""Owns the checks of everything around the database: settings, schema, broker, providers, clocks, disk.
+"""Owns the checks of everything around the database: settings, schema, broker, providers, receivers, clocks, disk.
 
 Called by doctor.py. Each looks once, for a few seconds at most, and changes nothing.
 """
@@ -24,6 +24,7 @@ from smi_workflow.app import MIGRATIONS, App
 from smi_workflow.engine.database import is_sqlite, read_stamp
 from smi_workflow.engine.migrate import status
 from smi_workflow.integrations.embedded_broker import embedded_broker_url
+from smi_workflow.jobs.hooks import receivers
 from smi_workflow.settings import Settings, without_password
 
 PATIENCE_SECONDS = 5.0
@@ -142,6 +143,20 @@ def check_mail(app: App) -> Iterator[Remark]:
         yield Remark(f"the mail server {host} does not answer ({_cause(error)})")
 
 
+def check_hooks(app: App) -> Iterator[Remark]:
+    """The receivers of hooks answer; what they answer to a HEAD is their own business."""
+    for name, url in receivers(app.settings).items():
+        host = urlsplit(url).hostname
+        try:
+            answer = requests.head(url, timeout=PATIENCE_SECONDS, allow_redirects=False)
+        except requests.RequestException as error:
+            yield Remark(f"receiver {name} at {host} cannot be reached ({_cause(error)})")
+            continue
+        yield Remark(f"receiver {name} is at {host}", wrong=False)
+        if answer.is_redirect:
+            yield Remark(f"receiver {name} at {host} redirects, and is not followed: name where it leads")
+
+
 def check_clock(app: App) -> Iterator[Remark]:
     """The database has the time that we have."""
     if is_sqlite(app.database):
@@ -196,6 +211,10 @@ SURROUNDINGS: tuple[Look, ...] = (
     ),
     Look("upsampler", "Upsampler answers.", "Mend SMI_UPSAMPLER_API_BASE, or the network.", check_upsampler),
     Look("mail", "The mail server greets us.", "Mend SMI_SMTP_URL, or the network; mails wait.", check_mail),
+    Look(
+        "hooks", "The receivers of hooks answer.",
+        "Mend the receiver, or take it out of SMI_HOOK_URLS; it is tried for three days.", check_hooks,
+    ),
     Look("clock", "The database has our time.", "Keep both machines' clocks by NTP.", check_clock),
     Look("disk", "There is room, and we may write.", "Make room, or give the folder to this user.", check_disk),
 )  # fmt: skip

@@ -14,6 +14,8 @@ from smi_workflow.jobs.tokens import token_that_opens
 # Amended addresses are found within the hour; three days of looking every five minutes would be 864 claims.
 NO_ADDRESS_RETRY, NO_ADDRESS_RETRY_MAX = timedelta(minutes=5), timedelta(hours=1)
 NO_ADDRESS_PATIENCE = timedelta(days=3)
+# A receiver that is away misses a word with every sale; each of them is in the history.
+TOLD_OF_RECEIVER_ONCE_IN = timedelta(days=1)
 
 # What a buyer is told. Anything else is our own business, and in the history.
 BUYER_REASONS = {
@@ -95,6 +97,9 @@ def tell_admin(world: World, attempt: Attempt) -> Outcome:
     if not world.settings.admin_email:
         return Done(note="SMI_ADMIN_EMAIL is not set")
     told = attempt.inputs
+    receiver = told.get("receiver")
+    if receiver is not None and world.was_told_of(receiver, TOLD_OF_RECEIVER_ONCE_IN):
+        return Done(note=f"told of receiver {receiver} within a day")
     job_id = attempt.subject_id if attempt.workflow == "job" else attempt.row.job_id
     context = {
         "headline": f"{attempt.workflow} {told['trigger'].replace('_', ' ')}",
@@ -104,6 +109,8 @@ def tell_admin(world: World, attempt: Attempt) -> Outcome:
         "admin_url": None,
     }
     world.send(attempt, "admin_notice", world.settings.admin_email, context)
+    if receiver is not None:
+        world.note_told_of(receiver)
     return Done(note="sent")
 
 

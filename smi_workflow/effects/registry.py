@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from smi_workflow.effects import notice, payment, upscale
+from smi_workflow.effects import hook, notice, payment, upscale
 from smi_workflow.effects.world import World
 from smi_workflow.engine.attempt import Attempt, Handler, Outcome
 
@@ -33,6 +33,7 @@ HANDLERS: Mapping[str, tuple[Run, Lookup | None]] = {
     "send_failure_notice": (notice.send_failure_notice, None),
     "send_refund_notice": (notice.send_refund_notice, None),
     "tell_admin": (notice.tell_admin, None),
+    "send_hook": (hook.send_hook, None),
     "purge_job": (notice.purge_job, None),
 }
 

@@ -14,6 +14,7 @@ from smi_workflow.engine.attempt import Attempt
 from smi_workflow.engine.clock import Clock
 from smi_workflow.engine.fire import Engine
 from smi_workflow.integrations.fetching import Fetched, FetchPolicy
+from smi_workflow.integrations.hooks import HookPoster
 from smi_workflow.integrations.letters import LetterWriter, make_message_id
 from smi_workflow.integrations.mailer import Mailer
 from smi_workflow.integrations.storage import FileStorage, ImageLimits
@@ -23,6 +24,7 @@ from smi_workflow.jobs.tokens import sign, sign_until
 from smi_workflow.settings import Settings
 
 SOURCE_LINK_LIFE = timedelta(hours=48)
+TOLD_OF_HOOK = "told_of_hook"
 
 
 class Fetch(Protocol):
@@ -41,6 +43,7 @@ class Outside:
     letters: LetterWriter
     mailer: Mailer
     fetch: Fetch
+    hooks: HookPoster
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,20 @@ class World:
         """Where Upsampler reports; nobody else knows it."""
         signature = sign(self.settings.secret_keys[0], "upsampler", effect_id)
         return f"{self.settings.public_url}/webhooks/upsampler/{effect_id}/{signature}"
+
+    def was_told_of(self, receiver: str, within: timedelta) -> bool:
+        """Whether the admin was told of late that this receiver of hooks does not take them."""
+        audit = self.engine.tables.audit
+        recent = audit.select(audit.id).where(
+            (audit.target == f"hook:{receiver}")
+            & (audit.act == TOLD_OF_HOOK)
+            & (audit.created_at > self.clock.now() - within)
+        )
+        return bool(recent.exists())
+
+    def note_told_of(self, receiver: str) -> None:
+        """Put on record that the admin was told of this receiver; dying before it tells once more, no worse."""
+        self.engine.audit(actor="system", act=TOLD_OF_HOOK, target=f"hook:{receiver}")
 
     def send(self, attempt: Attempt, template: str, to: str, context: Mapping[str, Any]) -> None:
         """Write and send one mail; its Message-ID stays the same however often it is sent."""

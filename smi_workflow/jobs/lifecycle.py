@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from smi_workflow.engine.declaration import ANYWHERE, Case, Delay, Effect, Move, Owed, State
 from smi_workflow.engine.workflow import Workflow
-from smi_workflow.jobs import changes, facts, guards, owing
+from smi_workflow.jobs import changes, facts, guards, hooks, owing
 from smi_workflow.jobs.model import Job, JobStatus
 from smi_workflow.jobs.telling import TELL_ADMIN, money_to_return, what_happened
 
@@ -37,6 +37,8 @@ REMOVE_FILE = Effect("remove_file", "upscales", harmless="only space is lost", a
 REFUND_DUE = Effect("refund_due", "payments", failure="notice_failed", attempts=1000)
 SEND_FAILURE = Effect("send_failure_notice", "notices", failure="notice_failed", attempts=150)
 SEND_REFUND = Effect("send_refund_notice", "notices", failure="notice_failed", attempts=150, survives=True)
+SEND_HOOK = Effect("send_hook", "hooks", failure="hook_failed", attempts=24, survives=True,
+                   retry_seconds=5.0, retry_seconds_max=6 * 3600.0)  # three days
 PURGE = Effect("purge_job", "notices", harmless="nothing was paid, so nothing is owed", attempts=1000)
 
 
@@ -141,6 +143,8 @@ MOVES = (
     Move("file_removed", ANYWHERE, STAYS, _told, by="effect"),
     Move("notice_sent", ANYWHERE, STAYS, _told, change=changes.note_mail_sent, by="effect"),
     Move("notice_failed", ANYWHERE, STAYS, _told, owes=(_tell,), by="effect"),
+    Move("hook_failed", ANYWHERE, STAYS, _told, change=hooks.note_failure,
+         owes=(TELL_ADMIN.now(hooks.failure_to_tell),), by="effect"),
     Move("resend", COMPLETED, STAYS, (guards.file_can_be_served,), owes=(SEND_LINK.now(),), by="admin"),
     Move("amend", ANYWHERE, STAYS, (guards.only_listed_fields,), change=changes.amend_fields, by="admin"),
     Move("erase", (COMPLETED, FAILED, ABANDONED), STAYS, (guards.reason_is_given, guards.nothing_is_owed),
@@ -179,4 +183,5 @@ JOB = Workflow(
     touched_column="updated_at",
     facts=facts.FACTS,
     start_hook="smi_job_created",
+    announces=SEND_HOOK.for_each(hooks.messages),
 )

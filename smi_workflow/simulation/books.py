@@ -5,11 +5,13 @@ It looks at nothing the engine has concluded: charges, refunds, mails and files 
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from smi_workflow.app import App
 from smi_workflow.engine.invariants import Violation
+from smi_workflow.engine.tables import Transition
 from smi_workflow.integrations.letters import Letter
 from smi_workflow.integrations.upsampler_api import UpscaleStatus
 from smi_workflow.jobs.model import Job, JobStatus, Payment, Refund, RefundState
@@ -20,7 +22,9 @@ from smi_workflow.simulation.upsampler import Work
 BY_HAND = ("override", "retry", "refund", "resend", "fail", "erase", "purge", "amend")
 
 
-def judge(app: App, books: Books, mails: Sequence[Letter], works: Mapping[str, Work]) -> Iterator[Violation]:
+def judge(
+    app: App, books: Books, mails: Sequence[Letter], works: Mapping[str, Work], told: Iterable[tuple[str, str]]
+) -> Iterator[Violation]:
     """What does not fit, once everything has come to rest."""
     jobs = {job.job_id: job for job in app.job_tables.jobs.select()}
     payments = {row.payment_intent_id: row for row in app.job_tables.payments.select()}
@@ -45,6 +49,7 @@ def judge(app: App, books: Books, mails: Sequence[Letter], works: Mapping[str, W
             yield Violation("one checkout is opened for a job", "job", job_id, f"{count} were")
     yield from _judge_refunds(books, refunds)
     yield from _judge_mails(jobs, mails, history)
+    yield from _judge_hooks(app, told)
     done = {work.job_id for work in works.values() if work.status is UpscaleStatus.SUCCESS}
     for job in jobs.values():
         if job.status == JobStatus.COMPLETED and job.job_id not in done:
@@ -112,6 +117,41 @@ def _judge_mails(
         excused = {"notice_failed", "override", "erase", "purge"} & set(triggers)
         if "complete" in triggers and job.status == JobStatus.COMPLETED and not sent and not excused:
             yield Violation("every buyer gets the link", "job", job.job_id, "no mail carries it")
+
+
+def _judge_hooks(app: App, told: Iterable[tuple[str, str]]) -> Iterator[Violation]:
+    """A receiver that puts the messages in order knows how each sale went, whatever came twice or late."""
+    bodies: dict[str, str] = {}
+    for message_id, body in told:
+        if bodies.setdefault(message_id, body) != body:
+            yield Violation("a message is the same each time", None, None, f"{message_id} said different things")
+    heard = [json.loads(body) for body in bodies.values()]
+    words = Counter((one["data"]["job_id"], one["data"]["sequence"], one["type"]) for one in heard)
+    happened, missed = set(), set()
+    table = app.tables.transitions
+    for row in table.select().where(table.workflow == "job"):
+        word = _word_of(row)
+        if word is not None:
+            happened.add((row.subject_id, row.sequence, word))
+        if row.trigger == "hook_failed":
+            details = json.loads(row.metadata)
+            missed.add((row.subject_id, details["missed"], details["hook"]))
+    for job_id, sequence, word in sorted(happened ^ set(words)):
+        if (job_id, sequence, word) not in missed:
+            problem = f"{word} of transition {sequence} was told, or was not, against what happened"
+            yield Violation("receivers hear of all that happens", "job", job_id, problem)
+    for (job_id, sequence, word), count in words.items():
+        if count > 1:
+            problem = f"{word} of transition {sequence} came as {count} messages"
+            yield Violation("receivers hear of each thing once", "job", job_id, problem)
+
+
+def _word_of(row: Transition) -> str | None:
+    """What a receiver is told of a transition, if anything; an admin who overrides tells whom she wants to."""
+    if row.trigger in ("create", "payment_received", "complete"):
+        return {"create": "job_created", "payment_received": "payment_completed"}.get(row.trigger, "job_completed")
+    fails = row.to_state == JobStatus.FAILED != row.from_state and row.trigger != "override"
+    return "job_failed" if fails else None
 
 
 def _named(letter: Letter, jobs: Mapping[str, Job]) -> list[str]:

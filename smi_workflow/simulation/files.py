@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import BinaryIO
 
 from smi_workflow.engine.points import Point, reach
 from smi_workflow.errors import ServiceRefused, ServiceUnavailable
 from smi_workflow.integrations.fetching import Fetched, FetchPolicy
+from smi_workflow.integrations.hooks import HookPoster
 from smi_workflow.integrations.letters import Letter
 from smi_workflow.integrations.mailer import Mailer
 from smi_workflow.integrations.storage import FileStorage, ImageLimits, StoredImage
@@ -75,6 +77,21 @@ class SimulatedStorage(FileStorage):
     def remove(self, name: str) -> bool:
         reach(Point.FILE_REMOVED)
         return self.files.pop(name, None) is not None
+
+
+class SimulatedReceivers(HookPoster):
+    """The shop's own receiver of hooks, mostly there; what it took, in the order that it came: id and body."""
+
+    def __init__(self, caller: Caller) -> None:
+        super().__init__(())
+        self.taken: list[tuple[str, str]] = []
+        self._caller = caller
+
+    def post(self, url: str, body: str, *, receiver: str, message_id: str, now: datetime) -> None:
+        self._caller.call(
+            f"hook {receiver}", "post", lambda: self.taken.append((message_id, body)),
+            changes=True, may_refuse=True,
+        )  # fmt: skip
 
 
 class SimulatedMailer(Mailer):

@@ -114,6 +114,9 @@ class Term:
     def __ne__(self, other: object) -> Term:  # type: ignore[override]
         return Term(lambda row: self.of(row) != _value(other, row))
 
+    def __gt__(self, other: object) -> Term:
+        return Term(lambda row: self.of(row) > _value(other, row))
+
     def __add__(self, other: object) -> Term:
         return Term(lambda row: self.of(row) + _value(other, row))
 

@@ -36,8 +36,9 @@ from smi_workflow.simulation.model_stripe import (
 
 PART = 100
 Names = frozenset[str]
-NOTICES = frozenset({"tell_admin", "send_download_link", "send_failure_notice", "send_refund_notice"})
+NOTICES = frozenset({"tell_admin", "send_hook", "send_download_link", "send_failure_notice", "send_refund_notice"})
 TOLD = frozenset({"tell_admin"})
+RECEIVERS = ("https://one.example/hook", "https://two.example/hook")
 # What comes after the sale, and what only asks again: left out where something else is looked at.
 LINKS = frozenset({"warn_expiry", "expire_download"})
 LATER = LINKS | {"purge_job", "remove_file"}
@@ -63,9 +64,13 @@ def sale_scenarios(job: Workflow = JOB, refund: Workflow = REFUND) -> tuple[Scen
 
     def scenario(
         name: str, begin: Callable[[Scene], None], *, eager: Names = NOTICES, idle: Names = frozenset(),
-        prompt: Names = frozenset(), hold: bool = False, in_flight: int = 0, **budget: int,
+        prompt: Names = frozenset(), hold: bool = False, hooks: tuple[str, ...] = (), in_flight: int = 0,
+        **budget: int,
     ) -> Scenario:  # fmt: skip
-        policy = settings(unexpected_payment="hold" if hold else "refund")
+        secret = ("whsec_" + "bW9kZWwg" * 4,)
+        policy = settings(
+            unexpected_payment="hold" if hold else "refund", hook_urls=hooks, hook_secret=secret
+        )
         shop = Shop(policy)
         return Scenario(
             name=name, workflows=(job, refund), begin=begin, tables=(Payment,), policy=policy, outside=BOOKS,
@@ -76,6 +81,7 @@ def sale_scenarios(job: Workflow = JOB, refund: Workflow = REFUND) -> tuple[Scen
         )  # fmt: skip
 
     return (
+        scenario("hooks", order, idle=QUIET, prompt=ALL, hooks=RECEIVERS, faults=1),
         scenario("checkout", order, idle=LINKS | WORK, slow=1, declines=1, faults=2),
         scenario("strange payments", order, idle=EARLY, strange=1, faults=1, sinks=1),
         scenario("strange payments, held", order, idle=LATER | WORK | SLOW, hold=True, strange=2),

@@ -149,15 +149,28 @@ class _Mailer:
         self._desk.call("mail", lambda: None)
 
 
+class _Receivers:
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def post(self, url: str, body: str, **_: object) -> None:
+        self._desk.call(f"hook {url}", lambda: None)
+
+
+class _SceneTables:
+    def __init__(self, desk: Desk) -> None:
+        self.events = ReadTable(lambda: desk.scene.events)
+        self.effects = ReadTable(lambda: desk.scene.effects)
+        self.audit = ReadTable(tuple)
+
+
 class _SceneEngine:
     """What handlers and readers ask the engine for."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self.tables = self
+        self.tables = _SceneTables(desk)
         self.registry = self
-        self.events = ReadTable(lambda: self._desk.scene.events)
-        self.effects = ReadTable(lambda: self._desk.scene.effects)
 
     def bound(self, model: type[Model]) -> type[Model]:
         return self._desk.scene.bound(model)
@@ -173,6 +186,9 @@ class _SceneEngine:
 
     def first(self, key: object, model: object, build: Callable[[], Query], values: Mapping[str, object]) -> Any:
         return next(iter(select(build, values)), None)
+
+    def audit(self, **_: object) -> None:
+        """What is on record of the machinery decides nothing here."""
 
     def read(self, workflow: str, key: str) -> Any:
         row = self._desk.scene.find(workflow, key)
@@ -200,6 +216,7 @@ class Shop:
             stripe=cast("Any", ModelStripe(self._desk)), upsampler=cast("Any", ModelUpsampler(self._desk)),
             storage=cast("Any", ModelStorage(self._desk)), letters=cast("Any", _Letters()),
             mailer=cast("Any", _Mailer(self._desk)), fetch=cast("Any", None),
+            hooks=cast("Any", _Receivers(self._desk)),
         )  # fmt: skip
         self._world = World(settings=policy, engine=engine, clock=_DeskClock(self._desk), outside=outside)
         read = translators(engine, lambda url: "" if url else "Upsampler names no result")

@@ -24,4 +24,4 @@ class Sale(Shop):
 
     def verdict(self) -> Iterator[Violation]:
         """Compare our books with the providers'."""
-        yield from judge(self.app, self.stripe.books, self.mailer.sent, self.upsampler.works)
+        yield from judge(self.app, self.stripe.books, self.mailer.sent, self.upsampler.works, self.receivers.taken)

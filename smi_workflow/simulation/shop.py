@@ -23,7 +23,12 @@ from smi_workflow.integrations.letters import LetterWriter
 from smi_workflow.jobs.invariants import SALE_INVARIANTS
 from smi_workflow.settings import Settings
 from smi_workflow.simulation.calls import Caller
-from smi_workflow.simulation.files import SimulatedMailer, SimulatedNetwork, SimulatedStorage
+from smi_workflow.simulation.files import (
+    SimulatedMailer,
+    SimulatedNetwork,
+    SimulatedReceivers,
+    SimulatedStorage,
+)
 from smi_workflow.simulation.scenario import Props, Release
 from smi_workflow.simulation.stage import Process, Unreachable
 from smi_workflow.simulation.stripe import SimulatedStripe
@@ -47,9 +52,11 @@ class Shop:
         self.upsampler = SimulatedUpsampler(caller, self._tell_upsampler)
         self.mailer = SimulatedMailer(caller)
         self.storage = SimulatedStorage(caller)
+        self.receivers = SimulatedReceivers(caller)
         outside = Outside(
             stripe=self.stripe, upsampler=self.upsampler, storage=self.storage, letters=LetterWriter(),
-            mailer=self.mailer, fetch=SimulatedNetwork(caller, self.upsampler.works, self.sizes),
+            mailer=self.mailer, hooks=self.receivers,
+            fetch=SimulatedNetwork(caller, self.upsampler.works, self.sizes),
         )  # fmt: skip
         self.apps = {
             name: App(
@@ -170,6 +177,8 @@ def settings_of(props: Props) -> Settings:
         stripe_api_key=SecretStr("sk_test_simulated"), stripe_webhook_secret=(SecretStr("whsec_simulated"),),
         upsampler_api_key=SecretStr("simulated"),
         public_url="https://shop.example.com", admin_email="admin@shop.example.com",
+        hook_urls=(SecretStr("https://hooks.example.com/of?key=secret"),),
+        hook_secret=(SecretStr("whsec_" + "c2ltdWxhdGVk" * 3),),
         stripe_api_base="https://stripe.example.com", upsampler_api_base="https://upsampler.example.com",
     )  # fmt: skip
 
@@ -188,7 +197,7 @@ def without(flow: Workflow, *, effect: str, trigger: str) -> Workflow:
             for move in flow.moves
             if move.trigger != trigger
         ),
-        started_by=flow.started_by, start_hook=flow.start_hook, parent=flow.parent,
+        started_by=flow.started_by, start_hook=flow.start_hook, announces=flow.announces, parent=flow.parent,
         touched_column=flow.touched_column,
     )  # fmt: skip
 

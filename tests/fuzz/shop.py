@@ -11,7 +11,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +19,6 @@ from typing import Any, BinaryIO
 from flask import Flask
 
 from smi_workflow.app import MIGRATIONS, App, reach_outside
-from smi_workflow.effects.world import Outside
 from smi_workflow.engine.migrate import migrate
 from smi_workflow.errors import ServiceRefused
 from smi_workflow.integrations.fetching import FetchPolicy
@@ -61,7 +60,7 @@ def shop() -> Shop:
     folder = Path(tempfile.mkdtemp(prefix="smi-fuzz-"))
     settings = test_settings(folder, database_url="sqlite:///:memory:", admin_email="owner@example.com")
     real = reach_outside(settings)
-    outside = Outside(real.stripe, real.upsampler, real.storage, real.letters, real.mailer, nothing_there)
+    outside = replace(real, fetch=nothing_there)
     clock = HandClock()
     app = App(settings, ring=Rung(), clock=clock, outside=outside)
     migrate(app.database, MIGRATIONS, prefix=settings.table_prefix)

@@ -7,6 +7,7 @@ is refused, no admin route is open without a token, and methods that are not the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +17,6 @@ from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from smi_workflow.app import MIGRATIONS, App, reach_outside
-from smi_workflow.effects.world import Outside
 from smi_workflow.engine.migrate import migrate
 from smi_workflow.integrations.fetching import Fetched, FetchPolicy, check_url
 from smi_workflow.jobs.model import JobStatus
@@ -62,10 +62,7 @@ def _site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch.setattr(limits, "FAILURES_RATE", "1000000/minute")
     with running_sandbox(folder / "sandbox") as sandbox:
         settings = test_settings(folder, sandbox, admin_tokens=f"jane:{TOKEN}")
-        real = reach_outside(settings)
-        outside = Outside(
-            real.stripe, real.upsampler, real.storage, real.letters, real.mailer, an_image_everywhere
-        )
+        outside = replace(reach_outside(settings), fetch=an_image_everywhere)
         clock = HandClock()
         app = App(settings, ring=Rung(), clock=clock, outside=outside)
         migrate(app.database, MIGRATIONS, prefix=settings.table_prefix)

@@ -12,10 +12,15 @@ from typing import Any
 import requests
 
 from smi_workflow.jobs.model import Job
+from tests.support.apps import NOWHERE
 from tests.support.sales import Sales
 
 JANE = "admin:jane"
 LIVES: dict[str, Callable[[Sales], object]] = {}
+# Receivers of hooks that are not there. Lives of before there were any, and most of today's, are told to nobody.
+TOLD: dict[str, Any] = {
+    "hook_urls": f"{NOWHERE}/hook", "hook_secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+}  # fmt: skip
 
 
 def life(act: Callable[[Sales], object]) -> Callable[[Sales], object]:
@@ -54,6 +59,13 @@ def sold_and_polled(sales: Sales) -> None:
 def failed_and_refunded(sales: Sales) -> None:
     sales.failed()
     sales.run_down(hours=1)
+
+
+@life
+def told_to_receivers_that_are_away(sales: Sales) -> None:
+    sales.completed()
+    sales.failed()
+    sales.run_down(days=5)
 
 
 @life

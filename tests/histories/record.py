@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.histories.lives import LIVES
+from tests.histories.lives import LIVES, TOLD
 from tests.histories.tape import End, Life, path_of_today, recording
 from tests.support.sales import Providers, Sales, open_sales, running_providers
 
@@ -20,7 +20,9 @@ from tests.support.sales import Providers, Sales, open_sales, running_providers
 def record(name: str, folder: Path, providers: Providers) -> Life:
     """Act one life out, and take it down."""
     folder.mkdir()
-    with open_sales(f"sqlite:///{folder / 'shop.sqlite3'}", folder, providers) as sales, recording() as tape:
+    settings = TOLD if name.startswith("told_") else {}
+    url = f"sqlite:///{folder / 'shop.sqlite3'}"
+    with open_sales(url, folder, providers, **settings) as sales, recording() as tape:
         LIVES[name](sales)
         subjects = dict.fromkeys((row.workflow, row.subject) for act in tape for row in act.rows)
         return Life(name, tuple(tape), tuple(_end(sales, *subject) for subject in subjects))

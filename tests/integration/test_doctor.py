@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -24,6 +25,7 @@ from smi_workflow.cli.surroundings import Look, Remark
 from smi_workflow.sandbox import Sandbox
 from tests.support.apps import finished_job, open_test_app, picture, settings_environment
 from tests.support.desks import job_columns
+from tests.support.receivers import SECRET, running_receiver
 from tests.support.sandbox import running_sandbox
 
 Smi = Callable[..., Result]
@@ -212,6 +214,8 @@ def test_a_database_that_is_not_set_up(plain_smi: Smi, tmp_path: Path) -> None:
         ("stripe", {"SMI_STRIPE_API_BASE": "http://127.0.0.1:1"}, "cannot be reached (Connection refused)"),
         ("upsampler", {"SMI_UPSAMPLER_API_BASE": "http://127.0.0.1:1/api"}, "127.0.0.1 cannot be reached"),
         ("mail", {"SMI_SMTP_URL": "smtp://user:secret@127.0.0.1:1"}, "mail server 127.0.0.1 does not answer"),
+        ("hooks", {"SMI_HOOK_URLS": "http://x:secret@127.0.0.1:1/secret", "SMI_HOOK_SECRET": SECRET},
+         "at 127.0.0.1 cannot be reached"),
     ],
 )
 def test_what_is_wrong_around_the_database(plain_smi: Smi, check: str, changes: dict[str, str], said: str) -> None:
@@ -240,6 +244,19 @@ def test_what_a_provider_answers(
     assert verdict["status"] == ("wrong" if said else "fine")
     told = " ".join(one["text"] for one in verdict["found"])
     assert said.split(" 3600")[0] in told
+
+
+def test_receivers_are_shown_by_name_and_host_alone(plain_smi: Smi) -> None:
+    """What history calls them, so that an admin knows which is which; their URLs may carry secrets."""
+    with running_receiver() as receiver:
+        changes = {"SMI_HOOK_URLS": f"{receiver.url}/secret", "SMI_HOOK_SECRET": SECRET}
+        done = plain_smi("doctor", "--json", "--only", "hooks", **changes)
+        assert receiver.messages == []
+    verdict = checks(done)["hooks"]
+    (text,) = [one["text"] for one in verdict["found"]]
+    assert (done.exit_code, verdict["status"]) == (0, "noted")
+    assert re.fullmatch(r"receiver [0-9a-f]{16} is at 127\.0\.0\.1", text)
+    assert "secret" not in done.output
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from packaging.requirements import Requirement
 
 from smi_workflow.cli.main import app as cli
 from smi_workflow.engine.picture import svg
+from smi_workflow.integrations.hooks import HookPoster
 from smi_workflow.jobs.lifecycle import JOB
 from smi_workflow.jobs.refunds import REFUND
 from smi_workflow.settings import Settings
@@ -22,6 +24,7 @@ from smi_workflow.web.site import create_app
 from tests.integration.test_supply import DIRECT
 from tests.support.apps import finished_job, open_test_app, picture
 from tests.support.contracts import REPOSITORY
+from tests.support.receivers import SECRET, running_receiver
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -93,6 +96,24 @@ def test_the_five_line_script_runs(tmp_path: Path) -> None:
     history = app.jobs.history(job)
     app.close()
     assert (history[-1].trigger, history[-1].actor, history[-1].to_state) == ("retry", "admin:jane", "pending")
+
+
+def test_a_receiver_verifies_a_hook_as_told(tmp_path: Path) -> None:
+    script = next(text for text in EXAMPLES if "standardwebhooks" in text)
+    with running_receiver() as receiver:
+        HookPoster([SECRET]).post(
+            receiver.url, '{"type": "job_failed", "data": {}}', receiver="r1", message_id="msg-1",
+            now=datetime.now(UTC),
+        )  # fmt: skip
+    (message,) = receiver.messages
+    call = f"receive({message.body.encode()!r}, {message.headers!r})"
+    run_example(f"{script}\nassert {call} == ('msg-1', 'job_failed', {{}})", tmp_path, {})
+
+
+def test_a_listener_hears_as_told(tmp_path: Path) -> None:
+    script = next(text for text in EXAMPLES if "smi_job_completed" in text)
+    sent = "hooks.signal('smi_job_completed').send(SimpleNamespace(trigger='t', sequence=6), job_id='j')"
+    run_example(f"from types import SimpleNamespace\n{script}\nassert {sent}", tmp_path, {})
 
 
 def run_example(text: str, folder: Path, environment: dict[str, str]) -> None:

@@ -21,6 +21,8 @@ REQUIRED = {
     "SMI_UPSAMPLER_API_KEY": "up_1",
 }
 
+HOOK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
 Load = Callable[..., Settings]
 
 
@@ -127,12 +129,37 @@ def test_all_problems_are_listed_together_by_name(load: Load) -> None:
         ("SMI_CORS_ORIGINS", "https://*.example", "is no origin"),
         ("SMI_CORS_ORIGINS", "https://Shop.example", "is no origin"),
         ("SMI_CORS_ORIGINS", "null", "is no origin"),
+        ("SMI_HOOK_SECRET", "hush", "whsec_ and base64"),
+        ("SMI_HOOK_SECRET", f"{HOOK_SECRET},whsec_c2hvcnQ=", "24 to 64 bytes"),
+        ("SMI_HOOK_SECRET", f"whsec_{'x' * 100}", "24 to 64 bytes"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_wrong(load: Load, name: str, value: str, text: str) -> None:
     (problem,) = problems(load, **{name: value})
     assert problem.startswith(f"{name} ")
     assert text in problem
+
+
+@pytest.mark.parametrize(
+    ("urls", "text"),
+    [
+        ("example.com/hook", "must start with http"),
+        ("https://example.com/hook,http://", "name a host"),
+        ("https://example.com/a b", "without spaces"),
+        ("https://example.com/hook,https://example.com/hook", "twice"),
+    ],
+)
+def test_receivers_must_be_urls_each_of_its_own(load: Load, urls: str, text: str) -> None:
+    (problem,) = problems(load, SMI_HOOK_URLS=urls, SMI_HOOK_SECRET=HOOK_SECRET)
+    assert problem.startswith("SMI_HOOK_URLS ") and text in problem
+
+
+def test_receivers_are_told_nothing_unsigned(load: Load) -> None:
+    (problem,) = problems(load, SMI_HOOK_URLS="https://example.com/hook")
+    assert problem == "SMI_HOOK_SECRET is needed to sign what SMI_HOOK_URLS are told"
+    settings = load(SMI_HOOK_URLS="https://example.com/,http://10.0.0.7/", SMI_HOOK_SECRET=HOOK_SECRET)
+    assert settings.hook_addresses == ("https://example.com/", "http://10.0.0.7/")
+    assert load(SMI_HOOK_URLS="").hook_addresses == ()
 
 
 def test_lists_are_split_and_empty_means_unset(load: Load) -> None:
@@ -164,6 +191,8 @@ SECRETS = {
     "SMI_UPSAMPLER_API_KEY": "HUSH",
     "SMI_SMTP_URL": "smtp://user:HUSH@mail.example",
     "SMI_ADMIN_TOKENS": "jane:" + "HUSH" * 10,
+    "SMI_HOOK_URLS": "https://shop:HUSH@example.com/HUSH?token=HUSH",
+    "SMI_HOOK_SECRET": "whsec_" + "HUSH" * 10,
     "SMI_ADMIN_PASSWORDS": "jane:HUSH",
     "SMI_DATABASE_URL": "postgresql://shop:HUSH@db.example/shop",
     "SMI_BROKER_URL": "redis://:HUSH@redis.example:6379/0",
@@ -195,6 +224,8 @@ def test_secrets_are_in_no_repr(load: Load) -> None:
         {"SMI_PUBLIC_URL": "ftp://user:HUSH@shop.example"},
         {"SMI_STRIPE_API_BASE": "user:HUSH@stripe.example"},
         {"SMI_UPSAMPLER_EXTRA_INPUTS": "HUSH"},
+        {"SMI_HOOK_URLS": "example.com/HUSH"},
+        {"SMI_HOOK_SECRET": "HUSH"},
     ],
 )
 def test_secrets_are_in_no_error(load: Load, bad: dict[str, str]) -> None:

@@ -17,6 +17,7 @@ from smi_workflow.engine.migrate import migrate
 from smi_workflow.engine.workflow import Workflow
 from smi_workflow.jobs.lifecycle import JOB, MOVES, STATES
 from smi_workflow.jobs.refunds import REFUND
+from tests.histories.lives import TOLD
 from tests.histories.replay import replay, unreadable
 from tests.histories.tape import COMMAND, FOLDER, Life, path_of_today, recorded_lives
 from tests.support.apps import Rung, test_settings
@@ -43,7 +44,8 @@ def every_life() -> list[Any]:
 
 def lived_again(life: Life, folder: Path, job: Workflow = JOB) -> list[str]:
     clock = HandClock()
-    settings = test_settings(folder, database_url="sqlite:///:memory:")
+    is_told = any("send_hook" in row.owed for row in life.rows())
+    settings = test_settings(folder, database_url="sqlite:///:memory:", **(TOLD if is_told else {}))
     app = App(settings, ring=Rung(), clock=clock, workflows=(job, REFUND))
     try:
         migrate(app.database, MIGRATIONS, prefix=settings.table_prefix)

@@ -121,6 +121,7 @@ LINES = (
     Line("file_removed", "*"),
     Line("notice_sent", "*", {}, "email_sent"),
     Line("notice_failed", "*", {}, "", TOLD),
+    Line("hook_failed", "*", {"inputs": {"receiver": "r1", "hook": "job_created", "sequence": 1}}, "", TOLD),
     Line("resend", "done", {}, "", {"send_download_link": NOW}),
     Line("amend", "*", {"fields": {"email": "joe@example.com", "post_id": 7}}, "email post_id"),
     Line("erase", "done fail!nothing_is_owed gone", {},
