@@ -27,6 +27,9 @@ keepalive = 5
 # The files by which processes report must not lie on a disk that may stall.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 
+# How long a first start waits for the database; workers that start later wait as long as it takes.
+database_wait_seconds = 60
+
 # The site writes a line per request itself, without tokens; gunicorn's would show them.
 accesslog = None
 errorlog = "-"
@@ -41,7 +44,10 @@ def on_starting(server: object) -> None:
 
     In a process of its own, so that this one imports nothing of ours and SIGHUP goes on loading new code.
     """
-    check = "from smi_workflow.web.serving import open_or_exit; open_or_exit('web')"
+    check = (
+        "from smi_workflow.web.serving import check_start; "
+        f"check_start('web', threads={threads}, wait_seconds={database_wait_seconds})"
+    )
     status = subprocess.run([sys.executable, "-c", check], check=False).returncode
     if status:
         sys.exit(status)

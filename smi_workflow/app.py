@@ -31,6 +31,7 @@ from smi_workflow.engine.perform import Performer
 from smi_workflow.engine.tables import Tables
 from smi_workflow.engine.unit import Applied
 from smi_workflow.engine.workflow import Workflow
+from smi_workflow.errors import DatabaseAway
 from smi_workflow.intake import translators, without_person
 from smi_workflow.integrations.bell_ringer import BellRinger
 from smi_workflow.integrations.broker import Doorbell, make_broker
@@ -49,6 +50,9 @@ from smi_workflow.jobs.model import JobTables
 from smi_workflow.jobs.refunds import REFUND
 from smi_workflow.settings import Settings, load_settings
 
+# A server that starts beside us, or is started anew, is there within this time.
+DATABASE_WAIT_SECONDS = 60.0
+TELL_EVERY_SECONDS = 10
 MIGRATIONS = Path(__file__).parent / "migrations"
 WORKFLOWS: Sequence[Workflow] = (JOB, REFUND)
 
@@ -186,19 +190,33 @@ def open_app(settings: Settings | None = None) -> Iterator[App]:
         app.close()
 
 
-def open_process() -> App:
+def open_process(*, wait_seconds: float = DATABASE_WAIT_SECONDS) -> App:
     """Open the system for a process that stays: readable logs, settings from the environment, a current schema.
 
+    Args:
+        wait_seconds: how long a database that is away is waited for.
     Raises:
         ConfigError: settings are missing or bad, or the database is not migrated.
+        DatabaseAway: it still is.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.Formatter.converter = time.gmtime
     for chatty in ("transitions", "stripe"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     app = App(load_settings())
-    app.check_schema()
-    return app
+    ends_at = time.monotonic() + wait_seconds
+    waited = 0
+    while True:
+        try:
+            app.check_schema()
+            return app
+        except DatabaseAway as error:
+            if time.monotonic() >= ends_at:
+                raise
+            if waited % TELL_EVERY_SECONDS == 0:
+                log.warning("waiting for the database: %s", (str(error).splitlines() or [""])[0])
+        time.sleep(1.0)
+        waited += 1
 
 
 def _announce(applied: Applied) -> None:

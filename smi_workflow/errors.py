@@ -20,6 +20,10 @@ class ConfigError(SmiError):
         super().__init__("\n".join([message, *(f"  - {problem}" for problem in problems)]))
 
 
+class DatabaseAway(ConfigError):
+    """The database's server does not answer, or refuses us: it may be back, or a setting may be wrong."""
+
+
 class InvalidInput(SmiError):
     """What a caller handed in cannot be used; `field` names it."""
 

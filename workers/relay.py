@@ -38,14 +38,15 @@ def run(relay: Relay, database: Database, stop: threading.Event, pause_seconds: 
 def main() -> int:
     """Run the relay until SIGTERM or SIGINT; returns the exit status."""
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     try:
         app = open_process()
         doorbell = Doorbell(make_broker(broker_url(app.settings)))
     except SmiError as error:
         sys.stderr.write(f"relay: {error}\n")
         return 2
+    # Not before: whoever waits for the database can be stopped at once.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     app.ring_through(doorbell)
     log.info("relay: sweeping every %g s", app.settings.sweep_seconds)
     relay = Relay(app.engine, app.inbox, timedelta(seconds=app.settings.ring_again_seconds))

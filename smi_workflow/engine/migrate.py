@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peewee import Database, MySQLDatabase, PeeweeException, SqliteDatabase
+from peewee import Database, InterfaceError, MySQLDatabase, OperationalError, PeeweeException, SqliteDatabase
 from playhouse.migrations import MigrationError, Runner
 
-from smi_workflow.errors import ConfigError, EngineError, TransitionConflict
+from smi_workflow.errors import ConfigError, DatabaseAway, EngineError, TransitionConflict
 
 LOCK_WAIT_SECONDS = 60.0
 _POLL_SECONDS = 0.1
@@ -107,9 +107,17 @@ def status(database: Database, folder: Path, *, prefix: str) -> MigrationStatus:
 
     Raises:
         ConfigError: the database cannot be read.
+        DatabaseAway: its server is the reason.
     """
-    with _explained("cannot read the state of the database"):
-        entries = _runner(database, folder, prefix).status()
+    what_failed = "cannot read the state of the database"
+    try:
+        with _explained(what_failed):
+            entries = _runner(database, folder, prefix).status()
+    except ConfigError as error:
+        is_away = isinstance(error.__cause__, OperationalError | InterfaceError)
+        if is_away and not isinstance(database, SqliteDatabase):
+            raise DatabaseAway(f"{what_failed}: {error.__cause__}") from error
+        raise
     return MigrationStatus(
         applied=tuple(entry.name for entry in entries if entry.applied and entry.path is not None),
         pending=tuple(entry.name for entry in entries if not entry.applied),

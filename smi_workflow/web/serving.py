@@ -18,7 +18,7 @@ from peewee import Database, PeeweeException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from smi_workflow.app import App, open_process
-from smi_workflow.errors import SmiError
+from smi_workflow.errors import DatabaseAway, SmiError
 from smi_workflow.integrations.bell_ringer import BellRinger
 from smi_workflow.integrations.broker import Doorbell, make_broker
 from smi_workflow.integrations.embedded_broker import embedded_broker_url
@@ -27,6 +27,10 @@ from smi_workflow.web.problems import DATABASE_FAILED, Problem, answer_problems
 
 # gunicorn's own status for an application that cannot be loaded: it stops, and does not try for ever.
 EXIT_NOT_LOADED = 4
+# Any other: it starts the next worker.
+EXIT_TRY_AGAIN = 1
+# Less than what gunicorn gives a worker to report, and one that is told to stop to do so.
+WORKER_WAIT_SECONDS = 20.0
 # A client that neither sends nor takes a byte for so long is gone, or holds a thread on purpose.
 STALL_SECONDS = 60.0
 
@@ -47,24 +51,42 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 log = logging.getLogger(__name__)
 
 
-def open_or_exit(name: str) -> App:
+def open_or_exit(name: str, *, wait_seconds: float = WORKER_WAIT_SECONDS) -> App:
     """Open the system for a web process; says what is missing and ends the process where it cannot run.
+
+    A database that is away is waited for. A worker that has waited in vain ends with a status after which gunicorn
+    starts another: the site stays, and goes on when the database does.
 
     Args:
         name: of the process, for the message.
     """
     try:
-        app = open_process()
+        app = open_process(wait_seconds=wait_seconds)
         url = app.settings.broker_url or embedded_broker_url(app.settings.var_dir)
         if url is not None:
             # Made now, so that a URL that cannot be used shows before the first event has been taken in.
             app.ring_through(BellRinger(Doorbell(make_broker(url))))
+    except DatabaseAway as error:
+        sys.stderr.write(f"{name}: {error}\n")
+        sys.exit(EXIT_TRY_AGAIN)
     except SmiError as error:
         sys.stderr.write(f"{name}: {error}\n")
         sys.exit(EXIT_NOT_LOADED)
     # Threads connect for themselves; this one serves nobody.
     app.database.close()
     return app
+
+
+def check_start(name: str, *, threads: int, wait_seconds: float) -> None:
+    """Look, before any worker starts, whether one could; ends the process with what is wrong.
+
+    Args:
+        threads: of each worker.
+    """
+    places = open_or_exit(name, wait_seconds=wait_seconds).settings.orders_at_once
+    if places >= threads:
+        message = "SMI_ORDERS_AT_ONCE is %d and WEB_THREADS %d: slow orders may keep webhooks waiting"
+        log.warning(message, places, threads)
 
 
 def make_site(app: App) -> tuple[Flask, Limits]:
