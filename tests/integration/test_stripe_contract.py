@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from inspect import isfunction
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+import requests
 
 from smi_workflow.integrations.stripe_api import StripeApi
 from tests.integration.stripe_wire import (
@@ -26,6 +29,7 @@ from tests.integration.stripe_wire import (
     serving,
 )
 from tests.support.contracts import contracts_dir
+from tests.support.sales import Providers, open_sales, running_providers
 
 
 @pytest.fixture
@@ -34,9 +38,34 @@ def server() -> Iterator[FakeStripe]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def providers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Providers]:
+    with running_providers(tmp_path_factory.mktemp("providers")) as running:
+        yield running
+
+
+# The subset has no charges.
+NOT_DESCRIBED = {"retrieve_charge_intent"}
+
+
+class NotedApi(StripeApi):
+    """The real client, which notes what is called."""
+
+    called: set[str]
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in METHODS:
+            self.called.add(name)
+        return super().__getattribute__(name)
+
+
+METHODS = {name for name, value in vars(StripeApi).items() if isfunction(value) and not name.startswith("_")}
+
+
 @pytest.fixture
-def api(server: FakeStripe) -> Iterator[StripeApi]:
-    api = StripeApi(KEY, server.url)
+def api(server: FakeStripe) -> Iterator[NotedApi]:
+    api = NotedApi(KEY, server.url)
+    api.called = {"close"}
     yield api
     api.close()
 
@@ -92,7 +121,7 @@ def check_against_description(request: Request) -> None:
     pytest.fail(f"{request.method} {request.path} is not described")
 
 
-def test_every_request_fits_stripes_description(server: FakeStripe, api: StripeApi) -> None:
+def test_every_request_fits_stripes_description(server: FakeStripe, api: NotedApi) -> None:
     server.answers = [
         *[Answer(SESSION)] * 4,
         listing(SESSION, more=True),
@@ -121,6 +150,60 @@ def test_every_request_fits_stripes_description(server: FakeStripe, api: StripeA
     assert len(server.requests) == 15
     for request in server.requests:
         check_against_description(request)
+    assert api.called == METHODS - NOT_DESCRIBED, "a method whose requests nobody compares"
+
+
+def test_what_a_shop_really_sends(
+    server: FakeStripe, sqlite_url: str, tmp_path: Path, providers: Providers
+) -> None:
+    """Between the shop and the imitated Stripe, over several sales: all that goes out is caught and compared."""
+
+    def forward(request: Request) -> Answer:
+        base = providers.sandbox.stripe.url
+        names = request.headers.keys() - {"Host", "Content-Length"}
+        headers = {name: request.headers[name] for name in names}
+        pairs = {"data" if request.method == "POST" else "params": request.pairs}
+        sending = requests.Request(request.method, f"{base}{request.path}", headers=headers, **pairs)
+        with requests.Session() as session:
+            found = session.send(sending.prepare(), timeout=30)
+        return Answer(found.content, found.status_code)
+
+    server.respond = forward
+    with open_sales(sqlite_url, tmp_path, providers, stripe_api_base=server.url) as sales:
+        stripe = sales.sandbox.stripe
+        # Delivered; a part goes back, then the rest through a bank that takes its time.
+        job = sales.completed(email="jane@example.com")
+        sales.app.jobs.fire(job.job_id, "refund", actor="admin:jane", reason="asked", facts={"amount_cents": 20})
+        sales.work()
+        stripe.faults.add({"refund": True}, {"kind": "pending"})
+        sales.app.jobs.fire(job.job_id, "refund", actor="admin:jane", reason="asked again")
+        sales.work()
+        sales.advance_to("check_refund")
+        sales.work()
+        # One is given up, whose session is ended; nobody pays the other, whose session is asked for.
+        facts = {"target": "abandoned", "effects": True}
+        sales.app.jobs.fire(sales.order().job_id, "override", actor="admin:jane", reason="a test", facts=facts)
+        sales.work()
+        sales.advance_to("payment_deadline", sales.order().job_id)
+        sales.work()
+        # Orders and refunds whose answers never came, looked for once Stripe has forgotten their keys.
+        stripe.faults.add({"method": "POST", "path": "/v1/checkout/sessions"}, {"kind": "status", "status": 503})
+        sales.order()
+        other = sales.completed()
+        sales.app.jobs.fire(other.job_id, "refund", actor="admin:jane", reason="asked")
+        stripe.faults.add({"method": "POST", "path": "/v1/refunds"}, {"kind": "reset_after"})
+        sales.work()
+        sales.advance(hours=25)
+        sales.work()
+    for request in server.requests:
+        check_against_description(request)
+    sent = {(request.method, re.sub("/[a-z]+_[A-Za-z0-9_]+", "/ID", request.path)) for request in server.requests}
+    assert sent >= {
+        ("POST", "/v1/checkout/sessions"), ("GET", "/v1/checkout/sessions"), ("GET", "/v1/checkout/sessions/ID"),
+        ("POST", "/v1/checkout/sessions/ID/expire"), ("POST", "/v1/refunds"), ("GET", "/v1/refunds"),
+        ("GET", "/v1/refunds/ID"),
+    }  # fmt: skip
+    assert all(request.headers.get("Idempotency-Key") for request in server.requests if request.method == "POST")
 
 
 def test_the_description_would_catch_a_wrong_request() -> None:
