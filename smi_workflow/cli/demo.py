@@ -265,7 +265,7 @@ def _processes(folder: Path) -> Iterator[None]:
     command = [str(Path(sys.executable).parent / "smi"), "up", "--sandbox"]
     process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
-        with console.status("Starting web, downloads, two workers, relay, broker and the sandbox …"):
+        with console.status("Starting web, downloads, three workers, relay, broker and the sandbox …"):
             _wait_for_health(process, folder)
         yield
     except DemoFailed as failure:

@@ -122,6 +122,13 @@ def test_every_queue_is_consumed_by_exactly_one_process() -> None:
     assert sorted(consumed) == sorted({effect.queue for effect in EFFECTS.values()} | {EVENT_QUEUE})
 
 
+def test_the_worker_of_hooks_does_nothing_else() -> None:
+    """A receiver that hangs takes its threads: no mail, payment or upscale may wait for one."""
+    lines = [line for line in (ROOT / "Procfile").read_text().splitlines() if "dramatiq" in line]
+    (queues,) = [line.partition("--queues ")[2].split() for line in lines if "hooks" in line.split()]
+    assert queues == ["hooks"] == sorted({effect.queue for effect in EFFECTS.values() if "hook" in effect.name})
+
+
 def test_files_stay_small_enough_to_be_read() -> None:
     sizes = {path: len(text.splitlines()) for path, text in sources("smi_workflow", "workers")}
     assert not {path: size for path, size in sizes.items() if size > 400}
