@@ -108,7 +108,10 @@ class App:
         self.performer = Performer(self.engine, held, keeper(self.engine))
         read = translators(self.engine, lambda url: url_refusal(self.world, url))
         self.inbox = Inbox(self.engine, read, without_person)
-        self.jobs = JobManager(self.engine, settings, self._keep_source, self.performer.perform, pause)
+        self.jobs = JobManager(
+            self.engine, settings, self._keep_source, self.performer.perform, pause,
+            ask_session=self.stripe.retrieve_checkout_session,
+        )  # fmt: skip
 
     def check_schema(self) -> None:
         """Refuse to run on a database that `smi migrate` has not brought up to date.

@@ -5,7 +5,7 @@ Retry policy reads the class, never the text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class SmiError(Exception):
@@ -101,6 +101,21 @@ class GuardRefused(EngineError):
         self.guard = guard
         self.reason = reason
         super().__init__(f"{workflow} {subject_id} is {state}: '{trigger}' refused by {guard}: {reason}")
+
+
+class StatusNotReachable(EngineError):
+    """No trigger leads there as things are; `refusals` says of each that would why not. An override is left."""
+
+    def __init__(self, job_id: object, status: str, wanted: str, refusals: Mapping[str, str]) -> None:
+        self.job_id = job_id
+        self.status = status
+        self.wanted = wanted
+        self.refusals = dict(refusals)
+        why = "; ".join(refusals.values()) or f"nothing leads there from {status}"
+        super().__init__(
+            f"job {job_id} is {status} and cannot become {wanted} ({why});"
+            " an admin may fire 'override', with a reason"
+        )
 
 
 class TransitionConflict(EngineError):

@@ -65,5 +65,5 @@ FACTS: Mapping[str, Callable[[object], str | None]] = {
     "dispute_id": text, "withdrawn_cents": whole_or_none,
     # By hand, and of every kind
     "override": flag, "effects": flag, "target": state, "fields": names, "token_generation": whole,
-    "code": text_or_none, "effect": text, "inputs": names,
+    "code": text_or_none, "effect": text, "inputs": names, "costs": names,
 }  # fmt: skip

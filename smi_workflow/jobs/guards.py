@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from email_validator import EmailNotValidError, validate_email
-
 from smi_workflow.engine.declaration import Case
+from smi_workflow.jobs.amendments import AMENDABLE, amendment_problem
+from smi_workflow.jobs.costs import CORRECTED, cost_problem
 from smi_workflow.jobs.model import Job, JobStatus, PaymentStatus, Refund
 
 
@@ -185,25 +185,22 @@ def withdrawal_is_on_record(case: Case[Job]) -> str | None:
 
 def only_listed_fields(case: Case[Job]) -> str | None:
     """An amendment touches contact and reference data, never money or state."""
-    fields, allowed = case.facts["fields"], {"email", "post_id", "attachment_id"}
+    fields = case.facts["fields"]
     if not isinstance(fields, Mapping):
         return "fields must be names with their new values"
-    wrong = sorted(str(name) for name in set(fields) - allowed)
+    wrong = sorted(str(name) for name in set(fields) - AMENDABLE)
     if wrong:
-        return f"cannot be amended: {', '.join(wrong)} (can: {', '.join(sorted(allowed))})"
-    if fields.get("email") is not None:
-        try:
-            validate_email(str(fields["email"]), check_deliverability=False)
-        except EmailNotValidError as problem:
-            return f"email: {problem}"
-    for name in ("post_id", "attachment_id"):
-        if not _is_reference(fields.get(name)):
-            return f"{name} must be a whole number"
-    return None
+        return f"cannot be amended: {', '.join(wrong)} (can: {', '.join(sorted(AMENDABLE))})"
+    problem = amendment_problem(fields)
+    return None if problem is None else " ".join(problem)
 
 
-def _is_reference(value: object) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63)
+def only_costs_are_corrected(case: Case[Job]) -> str | None:
+    """Our own costs may turn out otherwise; the price was agreed with the buyer."""
+    given: Mapping[str, object] = case.facts["costs"]
+    found = ((name, cost_problem(case.row, str(name), value)) for name, value in given.items())
+    wrong = next((f"{name} {problem}" for name, problem in found if problem is not None), None)
+    return wrong if wrong is not None or set(given) & set(CORRECTED) else "no cost is given"
 
 
 def nothing_is_owed(case: Case[Job]) -> str | None:

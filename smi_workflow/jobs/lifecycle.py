@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from smi_workflow.engine.declaration import ANYWHERE, Case, Delay, Effect, Move, Owed, State
 from smi_workflow.engine.workflow import Workflow
-from smi_workflow.jobs import changes, facts, guards, hooks, owing
+from smi_workflow.jobs import changes, costs, facts, guards, hooks, owing
 from smi_workflow.jobs.model import Job, JobStatus
 from smi_workflow.jobs.telling import TELL_ADMIN, money_to_return, what_happened
 
@@ -147,6 +147,7 @@ MOVES = (
          owes=(TELL_ADMIN.now(hooks.failure_to_tell),), by="effect"),
     Move("resend", COMPLETED, STAYS, (guards.file_can_be_served,), owes=(SEND_LINK.now(),), by="admin"),
     Move("amend", ANYWHERE, STAYS, (guards.only_listed_fields,), change=changes.amend_fields, by="admin"),
+    Move("correct_costs", ANYWHERE, STAYS, (guards.only_costs_are_corrected,), change=costs.correct, by="admin"),
     Move("erase", (COMPLETED, FAILED, ABANDONED), STAYS, (guards.reason_is_given, guards.nothing_is_owed),
          change=changes.forget_person, owes=(REMOVE_FILE.now(owing.kept_source),), by="admin"),
     Move("purge", (COMPLETED, FAILED, ABANDONED), STAYS, (guards.nothing_is_owed,),

@@ -19,6 +19,7 @@ from smi_workflow.engine.points import Point, reach
 from smi_workflow.engine.tables import EffectRow, EffectState, Transition
 from smi_workflow.engine.unit import Applied, Unit
 from smi_workflow.errors import InvalidInput, UnknownJob, UnknownSubject
+from smi_workflow.jobs import updates
 from smi_workflow.jobs.model import Job, JobStatus
 from smi_workflow.jobs.pricing import Price, quote
 from smi_workflow.jobs.queries import JobFilter, JobPage, find_jobs
@@ -61,6 +62,7 @@ class JobManager:
         keep_source: fetches a stranger's image, checks that it has the given size, and keeps it under a name.
         perform: runs one owed effect now, in this process, under the same lease as any worker would.
         pause: waits for so many seconds.
+        ask_session: asks Stripe for a checkout session by its id.
     """
 
     def __init__(
@@ -70,12 +72,15 @@ class JobManager:
         keep_source: KeepSource,
         perform: Callable[[str], object],
         pause: Callable[[float], object] = time.sleep,
+        *,
+        ask_session: updates.AskSession,
     ) -> None:
         self._engine = engine
         self._settings = settings
         self._keep_source = keep_source
         self._perform = perform
         self._pause = pause
+        self._ask_session = ask_session
         self._table = engine.bound(Job)
 
     def quote(self, image_width: int, image_height: int, resolution: str) -> Price:
@@ -217,6 +222,74 @@ class JobManager:
         except UnknownSubject:
             raise UnknownJob(job_id) from None
 
+    def update_status(
+        self, job_id: str, status: str, *, actor: str = "system", reason: str = "",
+        facts: Mapping[str, Any] | None = None,
+    ) -> Applied:  # fmt: skip
+        """Bring a job into a state by the declared trigger that leads there, if its guards agree.
+
+        Args:
+            facts: what that trigger must know, e.g. of a payment or a result.
+        Returns: the transition; the earlier one, marked as replayed, when the job is there already.
+        Raises:
+            StatusNotReachable: no trigger leads there, or each refuses; names `override`. Nothing was changed.
+            InvalidInput: there is no such status.
+        """
+        flow = self._engine.workflows["job"]
+        return updates.to_status(self, flow, job_id, status, actor=actor, reason=reason, facts=facts or {})
+
+    def update_job(
+        self, job_id: str, fields: Mapping[str, Any], *, actor: str = "system", reason: str = ""
+    ) -> Applied:
+        """Amend contact and reference data: email, post_id, attachment_id.
+
+        Raises:
+            InvalidInput: names the field, and for one that is not amended the call that it belongs to.
+        """
+        return updates.with_fields(self, job_id, fields, actor=actor, reason=reason)
+
+    def update_checkout_session(self, job_id: str, session_id: str) -> Applied:
+        """Put on record a checkout session that was opened for the job, asking Stripe whether it was.
+
+        Raises:
+            InvalidInput: it is another job's, asks for something else, or the job has one already.
+            ServiceError: Stripe cannot be asked, or does not know it.
+        """
+        return updates.with_session(self, self._ask_session, self._is_opening(job_id), job_id, session_id)
+
+    def mark_payment_completed(self, job_id: str, payment_intent_id: str) -> Applied:
+        """Record a payment as its webhook would: Stripe is asked, and the same guards decide.
+
+        Returns: the transition; the earlier one, marked as replayed, when it is on record.
+        Raises:
+            InvalidInput: it is not the payment of the job's session, or not paid.
+            GuardRefused, TransitionNotAllowed: paid, but not what was due, or not now.
+            ServiceError: Stripe cannot be asked.
+        """
+        return updates.with_payment(self, self._ask_session, job_id, payment_intent_id)
+
+    def update_cost_data(
+        self, job_id: str, costs: Mapping[str, Any], *, actor: str = "system", reason: str = ""
+    ) -> Applied:
+        """Correct what a sale cost the shop; profit and margin follow (`costs.profit`, `costs.margin_percentage`).
+
+        Args:
+            costs: upsampler_cost and credits_required are kept; customer_price and markup_percentage were agreed
+                with the buyer, and must be as they are on record where they are given.
+        Raises:
+            InvalidInput: names the field.
+        """
+        return updates.with_costs(self, job_id, costs, actor=actor, reason=reason)
+
+    def generate_download_token(self, job_id: str, *, actor: str = "system", reason: str = "") -> str:
+        """Renew the download link of a completed job: the old one dies, and the buyer gets a mail with the new.
+
+        Returns: the new token, 64 characters of [A-Za-z0-9].
+        Raises:
+            TransitionNotAllowed, GuardRefused: not completed, the file is gone, or the money went back.
+        """
+        return updates.with_new_link(self, self._settings, job_id, actor=actor, reason=reason)
+
     def mark_failed(self, job_id: str, failure_reason: str, *, actor: str = "system") -> Applied:
         """Fail a job that is being worked on; what was paid goes back after the refund delay."""
         return self.fire(job_id, "fail", actor=actor, reason=failure_reason, facts={"code": failure_reason})
@@ -246,25 +319,29 @@ class JobManager:
 
     def _open_checkout(self, job_id: str) -> Job:
         """Run what opens the checkout here and now, or wait for whoever was quicker and is at it."""
+        for _ in range(CHECKOUT_LOOKS):
+            job = self.get_job(job_id)
+            if job.checkout_url is not None or job.status != JobStatus.AWAITING_PAYMENT:
+                return job
+            for effect in self._checkouts(job_id):
+                self._perform(effect.id)
+            if not any(effect.state == EffectState.CLAIMED for effect in self._checkouts(job_id)):
+                break
+            self._pause(CHECKOUT_LOOK_SECONDS)
+        return self.get_job(job_id)
+
+    def _is_opening(self, job_id: str) -> bool:
+        """Whether a checkout is still to be opened, or being opened, by what the job owes."""
+        return any(effect.state in (EffectState.DUE, EffectState.CLAIMED) for effect in self._checkouts(job_id))
+
+    def _checkouts(self, job_id: str) -> list[EffectRow]:
         effects = self._engine.tables.effects
 
         def build() -> Any:
             owed = (effects.workflow == "job") & (effects.subject_id == Slot("job_id"))
             return effects.select().where(owed & (effects.name == CHECKOUT))
 
-        def owed() -> list[EffectRow]:
-            return self._engine.registry.select("checkouts", effects, build, {"job_id": job_id})
-
-        for _ in range(CHECKOUT_LOOKS):
-            job = self.get_job(job_id)
-            if job.checkout_url is not None or job.status != JobStatus.AWAITING_PAYMENT:
-                return job
-            for effect in owed():
-                self._perform(effect.id)
-            if not any(effect.state == EffectState.CLAIMED for effect in owed()):
-                break
-            self._pause(CHECKOUT_LOOK_SECONDS)
-        return self.get_job(job_id)
+        return self._engine.registry.select("checkouts", effects, build, {"job_id": job_id})
 
     def explain(self, job_id: str) -> list[Option]:
         """What may happen to a job next, and which guard blocks what and why."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 from smi_workflow.errors import SmiError
@@ -20,6 +21,8 @@ ACTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("renew_download", {}),
     ("amend", {"fields": {"email": "amended@example.org"}}),
     ("amend", {"fields": {"paid_cents": 1}}),
+    ("correct_costs", {"costs": {"upsampler_cost": Decimal("0.60"), "credits_required": 15}}),
+    ("correct_costs", {"costs": {"customer_price": Decimal("0.01")}}),
     ("erase", {}),
     ("purge", {}),
     ("fail", {"code": "stopped_by_admin"}),

@@ -303,6 +303,7 @@ _ADMIN = (
     fires("job", "renew_download", "admin_files"),
     fires("job", "resend", "admin_files"),
     fires("job", "amend", "admin_files", fields={"post_id": 7}),
+    fires("job", "correct_costs", "admin_files", costs={"credits_required": 15}),
     fires("job", "erase", "admin_files", reason="she asked for it"),
 )
 # What only effects and providers can know: an admin who says so must not be believed.

@@ -311,6 +311,7 @@ def renewed_resent_amended_erased(sales: Sales) -> None:
     fire(sales, job, "resend")
     settle(sales)
     fire(sales, job, "amend", fields={"email": "joe@example.com", "post_id": 7})
+    fire(sales, job, "correct_costs", costs={"credits_required": 2})
     fire(sales, job, "erase")
     settle(sales)
 

@@ -124,6 +124,10 @@ LINES = (
     Line("hook_failed", "*", {"inputs": {"receiver": "r1", "hook": "job_created", "sequence": 1}}, "", TOLD),
     Line("resend", "done", {}, "", {"send_download_link": NOW}),
     Line("amend", "*", {"fields": {"email": "joe@example.com", "post_id": 7}}, "email post_id"),
+    Line("correct_costs", "*", {"costs": {"upsampler_cost": 0.6, "credits_required": 15, "customer_price": 3.84}},
+         "amount_cost credits_used"),
+    Line("correct_costs", "*!only_costs_are_corrected", {"costs": {"upsampler_cost": 0.6, "customer_price": 1}}),
+    Line("correct_costs", "*!only_costs_are_corrected", {"costs": {"markup_percentage": 500}}),
     Line("erase", "done fail!nothing_is_owed gone", {},
          FORGOTTEN, {"remove_file": NOW}, {"upscaled_url": "https://cdn.example/r.png"}, "asked by the person"),
     Line("erase", "done!reason_is_given fail!reason_is_given gone!reason_is_given"),
@@ -270,7 +274,8 @@ def test_an_override_sets_deadlines_and_asks_for_nothing_else_unless_told(desk: 
 
 # What a person may fire; all else reports what an effect or a provider did.
 BY_HAND = {
-    "fail", "retry", "renew_download", "expire_download", "resend", "amend", "erase", "purge", "refund", "override"
+    "fail", "retry", "renew_download", "expire_download", "resend", "amend", "correct_costs", "erase", "purge",
+    "refund", "override",
 }  # fmt: skip
 
 
