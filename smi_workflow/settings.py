@@ -39,6 +39,7 @@ _HOOK_SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,86}={0,2}", re.ASCII)
 
 Names = Annotated[tuple[str, ...], NoDecode]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
+Amount = Annotated[Decimal, Field(ge=0, le=1_000_000)]
 NonEmptySecret = Annotated[SecretStr, Field(min_length=1)]
 
 
@@ -123,7 +124,9 @@ class Settings(BaseSettings):
 
     # Money.
     currency: str = Field("usd", pattern=r"^[a-z]{3}$", description="Three letters, as Stripe writes them.")
-    markup_percentage: Decimal = Field(Decimal(500), ge=0, le=100_000, description="On top of the cost.")
+    credit_cost: Amount = Field(Decimal("0.04"), gt=0, description="Of one Upsampler credit, in SMI_CURRENCY.")
+    markup_percentage: Amount = Field(Decimal(500), decimal_places=2, description="On top of the cost.")
+    price_minimum: Amount = Field(Decimal(0), description="In SMI_CURRENCY; Stripe's own minimum counts anyway.")
     unexpected_payment: Literal["refund", "hold"] = Field(
         "refund", description="What happens to money that fits no sale: sent back, or held for a person."
     )

@@ -25,6 +25,7 @@ from smi_workflow.engine.database import is_sqlite, read_stamp
 from smi_workflow.engine.migrate import status
 from smi_workflow.integrations.embedded_broker import embedded_broker_url
 from smi_workflow.jobs.hooks import receivers
+from smi_workflow.jobs.pricing import MINIMUM_CENTS
 from smi_workflow.settings import Settings, without_password
 
 PATIENCE_SECONDS = 5.0
@@ -73,8 +74,20 @@ def check_settings(app: App) -> Iterator[Remark]:
         yield Remark("the Stripe key is a test key: no real money moves", wrong=False)
         if parts.scheme != "https" and not local:
             yield Remark("SMI_PUBLIC_URL is not https: Stripe delivers live events over https only", wrong=False)
+    yield from _prices(settings)
     if not settings.admin_email:
         yield Remark("SMI_ADMIN_EMAIL is not set: nobody is told when a person is needed", wrong=False)
+
+
+def _prices(settings: Settings) -> Iterator[Remark]:
+    """Upsampler's price is in dollars, and Stripe's least amounts are not published for every currency."""
+    currency = settings.currency
+    if currency != "usd" and "credit_cost" not in settings.model_fields_set:
+        yield Remark(f"SMI_CREDIT_COST is not set: prices in {currency} rest on 0.04 dollars a credit")
+    if currency not in MINIMUM_CENTS and not settings.price_minimum:
+        yield Remark(
+            f"SMI_PRICE_MINIMUM is not set: Stripe refuses less than about half a dollar, also in {currency}"
+        )
 
 
 def check_schema(app: App) -> Iterator[Remark]:

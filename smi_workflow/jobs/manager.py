@@ -8,10 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
-
-from email_validator import EmailNotValidError, validate_email
 
 from smi_workflow.engine.database import Slot
 from smi_workflow.engine.fire import Engine, Option
@@ -21,6 +18,7 @@ from smi_workflow.engine.unit import Applied, Unit
 from smi_workflow.errors import InvalidInput, UnknownJob, UnknownSubject
 from smi_workflow.jobs import updates
 from smi_workflow.jobs.model import Job, JobStatus
+from smi_workflow.jobs.orders import NewJob, read_order
 from smi_workflow.jobs.pricing import Price, quote
 from smi_workflow.jobs.queries import JobFilter, JobPage, find_jobs
 from smi_workflow.jobs.tokens import sign
@@ -40,19 +38,6 @@ class KeptImage(Protocol):
 
 
 KeepSource = Callable[[str, str, tuple[int, int]], KeptImage]
-
-
-@dataclass(frozen=True, slots=True)
-class NewJob:
-    """What a buyer orders."""
-
-    image_url: str
-    resolution: str
-    image_width: int
-    image_height: int
-    post_id: int | None = None
-    attachment_id: int | None = None
-    email: str | None = None
 
 
 class JobManager:
@@ -96,6 +81,8 @@ class JobManager:
             markup_percentage=self._settings.markup_percentage,
             currency=self._settings.currency,
             output_pixels_max=self._settings.output_pixels_max,
+            credit_cost=self._settings.credit_cost,
+            price_minimum=self._settings.price_minimum,
         )
 
     def create_job(
@@ -111,7 +98,7 @@ class JobManager:
             InvalidInput: names the field.
             ServiceError: the image cannot be fetched; nothing was written.
         """
-        wanted = _read_order(order)
+        wanted = read_order(order)
         price = self.quote(wanted.image_width, wanted.image_height, wanted.resolution)
         job_id = self._job_id(idempotency_key)
         earlier = self._read(job_id)
@@ -354,30 +341,3 @@ class JobManager:
         """Every transition of a job, oldest first."""
         self.get_job(job_id)
         return self._engine.history("job", str(job_id))
-
-
-def _read_order(order: Mapping[str, Any] | NewJob) -> NewJob:
-    if isinstance(order, Mapping):
-        known = set(NewJob.__dataclass_fields__)
-        unknown = sorted(set(order) - known)
-        if unknown:
-            raise InvalidInput(unknown[0], f"is not part of an order; known: {', '.join(sorted(known))}")
-        for name in ("image_url", "resolution", "image_width", "image_height"):
-            if order.get(name) in (None, ""):
-                raise InvalidInput(name, "is missing")
-        order = NewJob(**order)
-    for name in ("image_width", "image_height", "post_id", "attachment_id"):
-        value = getattr(order, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise InvalidInput(name, f"must be a whole number, not {value!r}")
-        if value is not None and not 0 <= value < 2**63:
-            raise InvalidInput(name, "is out of range")
-    for name in ("image_url", "resolution"):
-        if not isinstance(getattr(order, name), str):
-            raise InvalidInput(name, "must be text")
-    if order.email is not None:
-        try:
-            validate_email(str(order.email), check_deliverability=False)
-        except EmailNotValidError as problem:
-            raise InvalidInput("email", str(problem)) from None
-    return order

@@ -12,6 +12,7 @@ from smi_workflow.errors import InvalidInput
 from smi_workflow.jobs.model import Resolution
 
 CREDITS_PER_MEGAPIXEL = Decimal("0.25")
+# Upsampler's price, in dollars; what it is in another currency is a setting.
 COST_PER_CREDIT = Decimal("0.04")
 CREDITS_MIN = Decimal(1)
 SIDE_PX_MAX = 100_000
@@ -26,9 +27,13 @@ STEP = {**dict.fromkeys(THREE_DECIMAL, 10), "isk": 100, "ugx": 100}
 MINIMUM_CENTS = {
     "usd": 50, "eur": 50, "gbp": 30, "cad": 50, "aud": 50, "chf": 50, "nzd": 50, "sgd": 50, "brl": 50,
     "sek": 300, "nok": 300, "dkk": 250, "jpy": 50, "hkd": 400, "mxn": 1000, "pln": 200, "czk": 1500,
-    "aed": 200, "huf": 17500, "myr": 200, "ron": 200, "thb": 1000,
+    "aed": 200, "huf": 17500, "myr": 200, "ron": 200, "thb": 1000, "bgn": 100, "inr": 50,
 }  # fmt: skip
+# Elsewhere Stripe wants what is worth its minimum in the currency of the account: a setting says how much that is.
 MINIMUM_CENTS_ELSEWHERE = 50
+# Eight digits are the most that Stripe takes.
+AMOUNT_CENTS_MAX = 99_999_999
+HUNDREDTH = Decimal("0.01")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +58,18 @@ def quote(
     markup_percentage: Decimal,
     currency: str,
     output_pixels_max: int,
+    credit_cost: Decimal = COST_PER_CREDIT,
+    price_minimum: Decimal = Decimal(0),
 ) -> Price:
     """The price of one image at one resolution.
 
     Args:
         width, height: of the original, in pixels.
         output_pixels_max: larger results are refused, before anyone pays.
+        credit_cost: of one credit, in this currency.
+        price_minimum: no sale costs less, nor less than Stripe takes.
     Raises:
-        InvalidInput: an impossible size, an unknown resolution, or a result too large to be made.
+        InvalidInput: an impossible size, an unknown resolution, a result too large to be made, or a price that is.
     """
     for name, side in (("image_width", width), ("image_height", height)):
         if isinstance(side, bool) or not isinstance(side, int):
@@ -83,19 +92,28 @@ def quote(
     needed = Decimal(pixels) * CREDITS_PER_MEGAPIXEL / Decimal(1_000_000)
     # Upsampler charges whole credits, and at least one.
     credits = max(CREDITS_MIN, needed.to_integral_value(rounding=ROUND_CEILING))
-    cost = credits * COST_PER_CREDIT
+    cost = credits * credit_cost
     wished = to_cents(cost * (1 + markup_percentage / 100), currency)
-    amount_cents = max(wished, MINIMUM_CENTS.get(currency, MINIMUM_CENTS_ELSEWHERE))
+    amount_cents = max(wished, minimum_cents(currency, price_minimum))
+    if amount_cents > AMOUNT_CENTS_MAX:
+        raise InvalidInput("resolution", f"{chosen} of {width}x{height} costs more than Stripe takes at once")
     return Price(
         chosen,
         output_width,
         output_height,
         credits,
-        cost,
+        cost.quantize(HUNDREDTH, rounding=ROUND_HALF_UP),
         from_cents(amount_cents, currency),
         amount_cents,
         currency,
     )
+
+
+def minimum_cents(currency: str, price_minimum: Decimal = Decimal(0)) -> int:
+    """The least that a sale costs, in minor units that Stripe takes."""
+    step, scale = STEP.get(currency, 1), _scale(currency)
+    wished = max(Decimal(MINIMUM_CENTS.get(currency, MINIMUM_CENTS_ELSEWHERE)), price_minimum * scale)
+    return int((wished / step).to_integral_value(rounding=ROUND_CEILING)) * step
 
 
 def to_cents(amount: Decimal, currency: str) -> int:

@@ -209,6 +209,8 @@ def test_a_database_that_is_not_set_up(plain_smi: Smi, tmp_path: Path) -> None:
         ("settings", {"SMI_SECRET_KEY": "a" * 32}, "looks guessable"),
         ("settings", {"SMI_STRIPE_API_KEY": "sk_live_x"}, "not https, and the Stripe key is a live one"),
         ("settings", {"SMI_STRIPE_API_KEY": "rk_live_x"}, "SMI_ALLOW_PRIVATE_ADDRESSES is on"),
+        ("settings", {"SMI_CURRENCY": "jpy"}, "SMI_CREDIT_COST is not set"),
+        ("settings", {"SMI_CURRENCY": "krw", "SMI_CREDIT_COST": "55"}, "SMI_PRICE_MINIMUM is not set"),
         ("broker", {"SMI_BROKER_URL": "redis://:secret@127.0.0.1:1/0"}, "redis://:***@127.0.0.1:1/0"),
         ("broker", {"SMI_BROKER_URL": "amqp://127.0.0.1:1"}, "Connection refused"),
         ("stripe", {"SMI_STRIPE_API_BASE": "http://127.0.0.1:1"}, "cannot be reached (Connection refused)"),

@@ -20,7 +20,7 @@ from smi_workflow.errors import (
     UnknownJob,
     UnknownTrigger,
 )
-from smi_workflow.jobs.manager import NewJob
+from smi_workflow.jobs.orders import NewJob
 from tests.support.apps import picture
 from tests.support.desks import Desk, at_once
 from tests.support.sales import Sales

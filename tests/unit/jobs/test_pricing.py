@@ -10,9 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smi_workflow.errors import InvalidInput
-from smi_workflow.jobs.pricing import MINIMUM_CENTS, Price, from_cents, quote, to_cents
+from smi_workflow.jobs.pricing import (
+    AMOUNT_CENTS_MAX,
+    MINIMUM_CENTS,
+    STEP,
+    THREE_DECIMAL,
+    ZERO_DECIMAL,
+    Price,
+    from_cents,
+    minimum_cents,
+    quote,
+    to_cents,
+)
 
 MAX = 64_000_000
+CHEAP = Decimal("0.001")
 
 
 def price(width: int = 2000, height: int = 2000, resolution: str = "4x", **changes: Any) -> Price:
@@ -79,6 +91,41 @@ def test_no_price_is_below_what_stripe_charges_at_least(currency: str, cents: in
     assert made.price == from_cents(cents, currency)
 
 
+@pytest.mark.parametrize("currency", sorted({*MINIMUM_CENTS, *ZERO_DECIMAL, *THREE_DECIMAL, *STEP, "xyz"}))
+def test_the_least_price_is_an_amount_that_stripe_takes(currency: str) -> None:
+    """50 of a currency whose amounts go by the hundred is refused at the checkout, with every small image."""
+    least = price(1, 1, currency=currency, credit_cost=CHEAP).amount_cents
+    assert least == minimum_cents(currency) >= MINIMUM_CENTS.get(currency, 50)
+    assert least % STEP.get(currency, 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("currency", "minimum", "cents"),
+    [("usd", "0.30", 50), ("usd", "1.99", 199), ("krw", "700", 700), ("kwd", "0.151", 160), ("isk", "70.5", 7100)],
+)
+def test_a_shop_may_set_a_least_price_of_its_own(currency: str, minimum: str, cents: int) -> None:
+    """In currencies for which Stripe publishes none, it has to; never less than Stripe takes."""
+    assert price(1, 1, currency=currency, price_minimum=Decimal(minimum), credit_cost=CHEAP).amount_cents == cents
+
+
+def test_the_cost_of_a_credit_is_in_the_shops_currency() -> None:
+    """A yen shop that reckons in dollars sells 64 megapixels for 4 yen."""
+    made = price(currency="jpy", credit_cost=Decimal(6))
+    assert (made.credits, made.cost, made.amount_cents, made.price) == (
+        Decimal(16), Decimal(96), 576, Decimal("576.00"),
+    )  # fmt: skip
+    # The price is made of the cost as it is, and the column keeps two decimals of it.
+    made = price(10, 10, credit_cost=Decimal("0.0349"), markup_percentage=Decimal(10_000))
+    assert (made.cost, made.amount_cents) == (Decimal("0.03"), 352)
+
+
+def test_more_than_stripe_takes_at_once_is_refused_before_anyone_pays() -> None:
+    made = price(credit_cost=Decimal(10_000), markup_percentage=Decimal(500))
+    assert made.amount_cents == 96_000_000 < AMOUNT_CENTS_MAX
+    with pytest.raises(InvalidInput, match="resolution: 4x of 2000x2000 costs more than Stripe takes at once"):
+        price(credit_cost=Decimal(10_000), markup_percentage=Decimal(600))
+
+
 def test_zero_decimal_currencies_have_no_hundredths() -> None:
     made = price(currency="jpy", markup_percentage=Decimal(100_000))
     assert (made.amount_cents, made.price) == (641, Decimal("641.00"))  # 0.64 at 1001 times
@@ -113,7 +160,8 @@ def test_a_markup_of_nothing_sells_at_cost() -> None:
 
 sizes = st.tuples(st.integers(1, 2000), st.integers(1, 2000))
 markups = st.decimals(0, 100_000, places=2)
-currencies = st.sampled_from(["usd", "jpy", "sek", "xyz"])
+currencies = st.sampled_from(["usd", "jpy", "sek", "kwd", "isk", "xyz"])
+SCALE = {"jpy": 1, "kwd": 1000}
 
 
 @given(sizes, markups, currencies)
@@ -123,10 +171,11 @@ def test_a_price_is_exact_and_covers_its_cost(size: tuple[int, int], markup: Dec
     assert type(made.amount_cents) is int
     assert made.credits * 4_000_000 >= made.output_width * made.output_height > (made.credits - 1) * 4_000_000 - 1
     assert made.amount_cents >= MINIMUM_CENTS.get(currency, 50)
+    assert made.amount_cents % STEP.get(currency, 1) == 0
     assert made.price == from_cents(made.amount_cents, currency)
-    # Rounding takes less than one minor unit from what was wished for.
-    wished = made.cost * (1 + markup / 100) * (1 if currency == "jpy" else 100)
-    assert made.amount_cents + Decimal("0.5") >= wished
+    # Rounding takes no more than half a step from what was wished for.
+    wished = made.cost * (1 + markup / 100) * SCALE.get(currency, 100)
+    assert made.amount_cents + Decimal(STEP.get(currency, 1)) / 2 >= wished
 
 
 @given(sizes, sizes, markups)
