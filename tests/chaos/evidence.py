@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from psycopg.rows import dict_row
 
 _ORDER = re.compile(r"^Order: (\S+)\s*$", re.MULTILINE)
 READERS = 8
+RELOADS, RELOAD_SECONDS = 5, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,12 @@ def open_links(links: Iterable[str]) -> dict[str, Opened]:
 
 def _open(link: str) -> Opened:
     answer = requests.get(link, timeout=60)
+    for _ in range(RELOADS):
+        if answer.status_code != 503:
+            break
+        # "Please try again in a moment", it says: a buyer does.
+        time.sleep(RELOAD_SECONDS)
+        answer = requests.get(link, timeout=60)
     if answer.status_code != 200:
         return Opened(answer.status_code)
     try:
