@@ -21,8 +21,8 @@ $(VENV)/.lint: $(VENV)/.installed
 demo: $(VENV)/.installed      ## sell one photograph from end to end; IMAGE=path, FAIL=upscale, KEEP=1
 	@$(BIN)/smi demo $(if $(IMAGE),--image '$(IMAGE)') $(if $(FAIL),--fail '$(FAIL)') $(if $(KEEP),--keep)
 
-test: $(VENV)/.installed      ## the tests that need nothing installed
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed      ## the tests that need nothing installed; JOBS=1 one at a time, ARGS for pytest
+	@$(BIN)/python -m pytest -n $(or $(JOBS),auto) --dist loadfile $(ARGS)
 
 check: $(VENV)/.lint          ## lint, types, floors
 	@$(BIN)/ruff check .

