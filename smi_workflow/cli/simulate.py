@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,8 @@ from smi_workflow.simulation.scenario import Build
 from smi_workflow.simulation.shrink import shrink
 from smi_workflow.simulation.simulation import Report
 from smi_workflow.simulation.simulation import simulate as run_seed
+
+SEEDS_PER_PROCESS = 20
 
 EXAMPLES = """
 Examples:
@@ -106,9 +109,18 @@ def _runs(
             yield run(seed=seed)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=20) as pool:
-        for future in as_completed([pool.submit(run, seed=seed) for seed in seeds]):
-            yield future.result()
+    for some in batched(seeds, SEEDS_PER_PROCESS * processes):
+        # Fresh processes now and then, or memory grows; by max_tasks_per_child, Python 3.11 may wait for ever.
+        with ProcessPoolExecutor(processes, mp_context=context) as pool:
+            for future in as_completed([pool.submit(run, seed=seed) for seed in some]):
+                yield future.result()
+
+
+def batched(seeds: Iterable[int], size: int) -> Iterator[list[int]]:
+    """The seeds in order, so many at a time."""
+    left = iter(seeds)
+    while some := list(islice(left, size)):
+        yield some
 
 
 def _totals(reports: Iterable[Report], seconds: float) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from unittest.mock import patch
 import pytest
 from typer.testing import CliRunner
 
+from smi_workflow.cli import simulate as cli
 from smi_workflow.cli.main import app as smi
 from smi_workflow.effects.registry import HANDLERS
 from smi_workflow.engine.attempt import Attempt, Done, Handler, Outcome
@@ -113,6 +114,15 @@ def test_the_same_seed_gives_the_same_run_byte_for_byte() -> None:
     assert len(told) == 1
     assert len(told.pop().splitlines()) > 2000
     assert simulate(Sale, seed=78, count=5, rates=ALL).digest != simulate(Sale, seed=79, count=5, rates=ALL).digest
+
+
+def test_more_seeds_than_a_process_takes_are_all_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes are replaced now and then; a long run must not end in waiting for the ones that have gone."""
+    monkeypatch.setattr(cli, "SEEDS_PER_PROCESS", 1)
+    given = ["simulate", "--seed", "5", "--seeds", "5", "--jobs", "1", "--processes", "2", "--json"]
+    done = CliRunner().invoke(smi, given)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["seeds"] == 5
 
 
 def test_a_fault_is_found_told_and_made_smaller() -> None:
