@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ import pytest
 
 from tests.support.databases import Databases, kinds
 from tests.support.engines import Bench, open_bench
+
+for size in ("COLUMNS", "LINES"):
+    # Test processes beside each other are told how wide the terminal is; what is tested must not depend on it.
+    os.environ.pop(size, None)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -74,7 +74,8 @@ def payment_deadline(world: World, attempt: Attempt) -> Outcome:
 
 def expire_session(world: World, attempt: Attempt) -> Outcome:
     """The job is over: end its checkout, so that nobody pays for it."""
-    session = world.stripe.expire_checkout_session(attempt.row.stripe_checkout_session_id, key=attempt.id)
+    session_id = attempt.inputs.get("session_id") or attempt.row.stripe_checkout_session_id
+    session = world.stripe.expire_checkout_session(session_id, key=attempt.id)
     return Done(note=f"the session is {session.status}")
 
 

@@ -27,7 +27,9 @@ CREDITS_BELIEVED = 1_000_000
 
 
 def store_checkout(case: Case[Job]) -> None:
-    case.set(stripe_checkout_session_id=case.facts["session_id"], checkout_url=case.facts["checkout_url"])
+    # A second one is ended: the buyer may be at the first.
+    if case.row.stripe_checkout_session_id is None:
+        case.set(stripe_checkout_session_id=case.facts["session_id"], checkout_url=case.facts["checkout_url"])
     case.record(session_id=case.facts["session_id"])
 
 

@@ -104,7 +104,8 @@ _expire = EXPIRE_SESSION.now(when=owing.checkout_may_be_open)
 
 MOVES = (
     # Payment
-    Move("checkout_opened", _unpaid, STAYS, _told, change=changes.store_checkout, by="effect"),
+    Move("checkout_opened", _unpaid, STAYS, _told, change=changes.store_checkout,
+         owes=(EXPIRE_SESSION.now(owing.the_other_checkout, when=owing.another_checkout_is_open),), by="effect"),
     Move("payment_received", _unpaid, PENDING,
          (*_told, guards.payment_fits_the_sale, guards.payment_is_not_recorded),
          change=changes.record_payment, by="Stripe", hook="smi_payment_completed"),

@@ -18,6 +18,15 @@ def checkout_may_be_open(case: Case[Job]) -> bool:
     return known and case.state != JobStatus.AWAITING_PAYMENT and not guards.is_paid(case)
 
 
+def another_checkout_is_open(case: Case[Job]) -> bool:
+    """An admin had the job begin anew while its checkout was being opened: there are two."""
+    return case.row.stripe_checkout_session_id not in (None, case.facts["session_id"])
+
+
+def the_other_checkout(case: Case[Job]) -> dict[str, object]:
+    return {"session_id": case.facts["session_id"]}
+
+
 def money_is_held(case: Case[Job]) -> bool:
     return bool(case.row.refundable_cents > 0)
 

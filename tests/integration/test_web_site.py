@@ -123,6 +123,7 @@ def test_a_transaction_left_open_is_rolled_back(app: App, caplog: pytest.LogCapt
 
 
 def test_a_server_that_drops_its_connections_is_met_again(tmp_path: Path, postgres_url: str) -> None:
+    """Nobody is answered 503 for a restart that is over: what is dead is noticed before it is used."""
     with closing(open_test_app(tmp_path, database_url=postgres_url)) as app:
         finished_job(app, picture(60, 40))
         client = create_app(app).test_client()
@@ -132,11 +133,9 @@ def test_a_server_that_drops_its_connections_is_met_again(tmp_path: Path, postgr
             assert client.get(path).status_code == 200
             with closing(open_database(postgres_url)) as other:
                 other.execute_sql(  # type: ignore[no-untyped-call]
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
                     " WHERE datname = current_database() AND pid <> pg_backend_pid()"
                 )
-            lost = client.get(path)
-            assert (lost.status_code, lost.content_type) == (503, MEDIA_TYPE)
             assert [client.get(path).status_code for _ in range(2)] == [200, 200]
 
 

@@ -228,11 +228,11 @@ def gunicorn(folder: Path, target: str, settings: Settings, **environment: str) 
             raise AssertionError(f"gunicorn ended with {process.returncode}: {log.read_text()}")
         try:
             return requests.get(f"{url}/healthz", timeout=5).status_code == 200
-        except requests.ConnectionError:
+        except requests.RequestException:
             return False
 
     try:
-        wait_until(is_up, 30)
+        wait_until(is_up, 90)
         yield url, log
     finally:
         process.terminate()

@@ -90,7 +90,7 @@ class Line:
 
 LINES = (
     Line("checkout_opened", "wait gone", {"session_id": "cs_2", "checkout_url": "https://pay.example/2"},
-         "stripe_checkout_session_id checkout_url"),
+         owes={"expire_session": timedelta(0)}),
     Line("payment_received", "wait>pend gone>pend", PAYMENT, PAID),
     Line("payment_processing", "wait>wait gone>wait", owes={"payment_deadline": 14 * DAY}),
     Line("payment_declined", "wait", {"code": "card_declined"}, "payment_status"),

@@ -83,6 +83,23 @@ def test_a_worker_that_dies_after_stripes_answer_leaves_one_session(sales_everyw
     assert audits == [("late_result", f"effect:{sales.effect('create_checkout').id}")]
 
 
+def test_of_two_checkouts_the_later_is_ended(sales: Sales) -> None:
+    """An admin has the job begin anew while its checkout is being opened: only one of two stays payable."""
+    break_stripe(sales, SESSIONS, "status", status=503)
+    job = sales.order()
+    facts = {"target": "awaiting_payment", "effects": True}
+    sales.app.jobs.fire(job.job_id, "override", actor="admin:jane", reason="again", facts=facts)
+    sales.work()
+    assert [row.state for row in sales.effects("create_checkout")] == ["due", "done"]
+    known = sales.job(job.job_id).stripe_checkout_session_id
+    sales.run_down(seconds=30)
+    assert sales.job(job.job_id).stripe_checkout_session_id == known
+    assert {one["id"]: one["status"] for one in sessions(sales)} == {
+        one["id"]: "open" if one["id"] == known else "expired" for one in sessions(sales)
+    }
+    assert len(sessions(sales)) == 2
+
+
 def test_past_the_life_of_the_key_the_session_is_found_by_listing(sales: Sales) -> None:
     break_stripe(sales, SESSIONS, "reset_after")
     job = sales.order()
