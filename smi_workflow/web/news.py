@@ -72,10 +72,10 @@ def news_of(job: Job, *, is_back_from_checkout: bool = False) -> News:
     if job.status == JobStatus.COMPLETED:
         sent = "We have sent you" if job.email_sent else "We are sending you"
         return News(
-            "Your image is ready",
+            "Done",
             f"Your image is ready. {sent} the download link by e-mail.",
             "If you do not find it, please look into the folder for spam.",
-            step=3,
+            step=3 if job.email_sent else 2,
             final=bool(job.email_sent),
         )
     if job.status == JobStatus.ABANDONED:
@@ -104,7 +104,7 @@ def news_of(job: Job, *, is_back_from_checkout: bool = False) -> News:
         )
     back = job.refunded_cents >= job.paid_cents
     return News(
-        "Your image could not be made",
+        "We are sorry",
         f"Your image could not be made. Your money {'was sent back' if back else 'will be sent back'}.",
         "Banks take a few days to show it." if back else "There is nothing for you to do. We tell you by e-mail.",
         step=None,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flask import Blueprint, Flask, Response, jsonify
+from markupsafe import Markup, escape
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
@@ -58,7 +59,7 @@ def openapi_routes(site: Flask) -> Blueprint:
             return found if "$ref" in item else item
 
         return render_template_page(
-            "docs.html", styles=("style", "docs"), document=made, resolved=resolved, kind=kind_of
+            "docs.html", styles=("style", "docs"), document=made, resolved=resolved, kind=kind_of, prose=prose
         )
 
     return routes
@@ -140,7 +141,7 @@ def _written(path: str, endpoint: str, operation: Operation, text: str, places: 
             }
             for status, model in operation.answers.items()
         },
-        **{str(status): {"$ref": f"#/components/responses/{status}"} for status in operation.problems},
+        **{str(status): {"$ref": f"#/components/responses/{status}"} for status in sorted(operation.problems)},
     }
     if endpoint.startswith(f"{ADMIN}."):
         written["security"] = [{"admin": []}]
@@ -166,6 +167,14 @@ def _inlined(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, A
     left_out = ("description", "title", "examples", *(["default"] if schema.get("default") is None else []))
     plain = {key: value for key, value in schema.items() if key not in left_out}
     return {**plain, "items": _inlined(plain["items"], definitions)} if "items" in plain else plain
+
+
+def prose(text: str) -> Markup:
+    """Paragraphs with `names` in them, as a page shows them."""
+    parts = (str(escape(" ".join(part.split()))) for part in text.split("\n\n"))
+    written = "".join(f"<p>{part}</p>" for part in parts)
+    # Escaped before the marks were set.
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", written))  # nosec B704
 
 
 def kind_of(schema: dict[str, Any]) -> str:

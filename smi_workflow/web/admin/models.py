@@ -202,7 +202,9 @@ class JobDetail(Told):
 class Wish(Taken):
     """A trigger that an admin fires."""
 
-    trigger: str = Field(min_length=1, max_length=64, examples=["retry"])
+    trigger: str = Field(
+        min_length=1, max_length=64, examples=["retry"], description="One of those that the job's detail lists."
+    )
     reason: str = Field(
         min_length=1, max_length=1000, pattern=r"\S", examples=["The outage is over"],
         description="Why; kept in the history for good, so it may hold no e-mail address.",
