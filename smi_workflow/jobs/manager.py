@@ -21,6 +21,7 @@ from smi_workflow.jobs.model import Job, JobStatus
 from smi_workflow.jobs.orders import NewJob, read_order
 from smi_workflow.jobs.pricing import Price, quote
 from smi_workflow.jobs.queries import JobFilter, JobPage, find_jobs
+from smi_workflow.jobs.references import references_named
 from smi_workflow.jobs.tokens import sign
 from smi_workflow.settings import Settings
 
@@ -132,7 +133,8 @@ class JobManager:
             # The buyer waits for the checkout: it is opened here, so nobody needs to ring for it.
             unit.bells = [bell for bell in unit.bells if bell.actor_name != CHECKOUT]
 
-        self._engine.run(work)
+        with references_named(self._settings):
+            self._engine.run(work)
         reach(Point.ORDER_WRITTEN)
         job = self.get_job(job_id)
         if job.source_file != source.name:
@@ -202,10 +204,11 @@ class JobManager:
             UnknownJob, TransitionNotAllowed, GuardRefused, StaleState, TransitionConflict: nothing was changed.
         """
         try:
-            return self._engine.fire(
-                "job", str(job_id), trigger, actor=actor, reason=reason, facts=facts,
-                expected_state=expected_status, idempotency_key=idempotency_key, dry_run=dry_run,
-            )  # fmt: skip
+            with references_named(self._settings):
+                return self._engine.fire(
+                    "job", str(job_id), trigger, actor=actor, reason=reason, facts=facts,
+                    expected_state=expected_status, idempotency_key=idempotency_key, dry_run=dry_run,
+                )  # fmt: skip
         except UnknownSubject:
             raise UnknownJob(job_id) from None
 

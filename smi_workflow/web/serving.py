@@ -13,7 +13,7 @@ import time
 import uuid
 from typing import Any
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, g, has_request_context, request
 from peewee import Database, PeeweeException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -51,6 +51,17 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 log = logging.getLogger(__name__)
 
 
+class RequestNames(logging.Filter):
+    """Names the request in every line that is logged while one is answered, wherever in the system."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add the name, unless the line has it already."""
+        name = g.get("request_id") if has_request_context() else None
+        if name is not None and name not in record.getMessage():
+            record.msg, record.args = f"{record.getMessage()} (request {name})", ()
+        return True
+
+
 def open_or_exit(name: str, *, wait_seconds: float = WORKER_WAIT_SECONDS) -> App:
     """Open the system for a web process; says what is missing and ends the process where it cannot run.
 
@@ -62,6 +73,8 @@ def open_or_exit(name: str, *, wait_seconds: float = WORKER_WAIT_SECONDS) -> App
     """
     try:
         app = open_process(wait_seconds=wait_seconds)
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(RequestNames())
         url = app.settings.broker_url or embedded_broker_url(app.settings.var_dir)
         if url is not None:
             # Made now, so that a URL that cannot be used shows before the first event has been taken in.

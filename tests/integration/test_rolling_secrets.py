@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -126,7 +125,8 @@ def test_stripes_old_and_new_secret_are_taken_while_both_are_named(
     ]
     for number, (named, expected) in enumerate(stages):
         with redeployed(shop, stripe_webhook_secret=named) as (_, client):
-            assert {secret: taken(client, secret, f"evt_rolled_{number}_{secret}") for secret in expected} == expected
+            found = {secret: taken(client, secret, f"evt_rolled_{number}_{secret}") for secret in expected}
+        assert found == expected
 
 
 def test_an_admins_old_and_new_token_are_taken_while_both_are_named(

@@ -20,6 +20,7 @@ from smi_workflow.app import MIGRATIONS, App
 from smi_workflow.engine.database import open_database
 from smi_workflow.engine.migrate import roll_back
 from smi_workflow.web.problems import MEDIA_TYPE
+from smi_workflow.web.serving import RequestNames
 from smi_workflow.web.site import create_app
 from tests.support.apps import REPOSITORY, finished_job, gunicorn, open_test_app, picture, settings_environment
 
@@ -207,3 +208,29 @@ def test_gunicorn_without_a_home_and_without_root(tmp_path: Path, app: App) -> N
         assert url
     assert list(home.iterdir()) == []
     assert "Traceback" not in log.read_text()
+
+
+def test_every_line_of_a_request_names_it(app: App) -> None:
+    site = create_app(app)
+    lines: list[str] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    kept = Kept()
+    kept.addFilter(RequestNames())
+    log = logging.getLogger("smi_workflow.engine.fire")
+
+    @site.get("/talkative")
+    def talkative() -> str:
+        log.warning("conflict, trying again (%d of %d)", 1, 3)
+        return "done"
+
+    log.addHandler(kept)
+    try:
+        site.test_client().get("/talkative", headers={"X-Request-Id": "req-7"})
+        log.warning("outside of %s", "requests")
+    finally:
+        log.removeHandler(kept)
+    assert lines == ["conflict, trying again (1 of 3) (request req-7)", "outside of requests"]
