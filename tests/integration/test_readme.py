@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -22,7 +24,7 @@ from smi_workflow.jobs.refunds import REFUND
 from smi_workflow.settings import Settings
 from smi_workflow.web.site import create_app
 from tests.integration.test_supply import DIRECT
-from tests.support.apps import finished_job, open_test_app, picture
+from tests.support.apps import finished_job, open_test_app, picture, running_shop
 from tests.support.contracts import REPOSITORY
 from tests.support.receivers import SECRET, running_receiver
 
@@ -114,6 +116,47 @@ def test_a_listener_hears_as_told(tmp_path: Path) -> None:
     script = next(text for text in EXAMPLES if "smi_job_completed" in text)
     sent = "hooks.signal('smi_job_completed').send(SimpleNamespace(trigger='t', sequence=6), job_id='j')"
     run_example(f"from types import SimpleNamespace\n{script}\nassert {sent}", tmp_path, {})
+
+
+def test_the_shop_sells_through_curl_alone(tmp_path: Path) -> None:
+    """Every example of its section, in order, and what a reader does between them."""
+    if shutil.which("curl") is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("curl is not here")
+    section = README.partition("### Selling through the HTTP interface alone")[2].partition("\n### ")[0]
+    examples = re.findall(r"```sh\n(.*?)```", section, flags=re.DOTALL)
+    token = "t" * 40
+    with running_shop(tmp_path, admin_tokens=f"jane:{token}") as shop:
+        shop.site.files["/photo.png"] = picture(240, 160)
+        known = {"SHOP": shop.url, "IMAGE": f"{shop.site.url}/photo.png", "TOKEN": token}
+
+        def run(example: str) -> list[Any]:
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", example], env={"PATH": os.environ["PATH"], **known},
+                capture_output=True, text=True, timeout=60, check=True,
+            )  # fmt: skip
+            answers, left = [], done.stdout
+            while left:
+                answer, end = json.JSONDecoder().raw_decode(left)
+                answers.append(answer)
+                left = left[end:].lstrip()
+            return answers
+
+        prices, order, ask, manage = examples
+        (quotes,) = run(prices)
+        assert [one["resolution"] for one in quotes["quotes"]] == ["4x", "8x"]
+        (ordered,), (again,) = run(order), run(order)
+        assert ordered == again
+        assert ordered["amount"] == quotes["quotes"][0]["amount"]
+        known["JOB"] = ordered["job_id"]
+        assert run(ask)[0]["status"] == "awaiting_payment"
+        shop.pay(ordered["checkout_url"])
+        shop.work_until(lambda: run(ask)[0]["final"])
+        assert run(ask)[0]["status"] == "completed"
+        listed, detail, moved = run(manage)
+        assert [job["job_id"] for job in listed["jobs"]] == [known["JOB"]]
+        assert {option["trigger"] for option in detail["options"]} >= {"refund", "resend"}
+        assert (moved["trigger"], moved["actor"], moved["to_status"]) == ("refund", "admin:jane", "completed")
+        shop.work_until(lambda: shop.job(known["JOB"]).refunded_cents == 20)
 
 
 def run_example(text: str, folder: Path, environment: dict[str, str]) -> None:
