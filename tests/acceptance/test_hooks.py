@@ -13,13 +13,13 @@ WORDS = ["job_created", "payment_completed", "job_completed"]
 
 
 def test_a_receiver_that_hangs_delays_no_sale_and_misses_nothing(tmp_path: Path) -> None:
-    """More hang than the worker has threads; it is killed among them, and everything is told in the end."""
+    """The worker of hooks is killed in the midst of it, and everything is told in the end."""
     with running_receiver() as stuck, running_receiver() as well:
         stuck.answers = ["hang"] * (SALES * len(WORDS))
         urls = f"{stuck.url}/hook,{well.url}/hook"
         with running_stack(tmp_path, SMI_HOOK_URLS=urls, SMI_HOOK_SECRET=SECRET) as (stack, site):
             jobs = [stack.order(f"{site.url}/photo.png", SIZE) for _ in range(SALES)]
-            stack.wait(lambda: len(stuck.messages) >= SALES, "every order to be told, and to hang")
+            stack.wait(lambda: len(stuck.messages) > 0, "an order to be told, and to hang")
             for job_id in jobs:
                 stack.pay(job_id)
             for job_id in jobs:

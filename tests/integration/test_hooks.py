@@ -10,7 +10,7 @@ import pytest
 from standardwebhooks.webhooks import WebhookVerificationError
 
 from smi_workflow.errors import ServiceError, ServiceRefused, ServiceUnavailable
-from smi_workflow.integrations.hooks import HookPoster
+from smi_workflow.integrations.hooks import HookPoster, Silences
 from tests.support.receivers import OLD_SECRET, SECRET, Receiver, running_receiver
 
 BODY = '{"type":"job_completed","timestamp":"2026-03-01T12:00:00+00:00","data":{"job_id":"j","sequence":6}}'
@@ -113,6 +113,39 @@ def test_one_that_hangs_costs_no_more_than_its_time(receiver: Receiver) -> None:
     found = failure(receiver, "hang", total_seconds=0.3)
     assert isinstance(found, ServiceUnavailable)
     assert (found.code, found.outcome_unknown) == ("timed_out", True)
+
+
+def test_one_that_hangs_takes_one_thread_of_many(receiver: Receiver) -> None:
+    """Until it answers again, the others of this worker are told at once that it does not."""
+    with running_receiver() as well:
+        poster = HookPoster([SECRET], 0.3)
+        receiver.answers = ["hang"]
+        given: dict[str, Any] = {"receiver": "r1", "message_id": "msg-1", "now": datetime.now(UTC)}
+        codes = []
+        for _ in range(3):
+            with pytest.raises(ServiceUnavailable) as caught:
+                poster.post(receiver.url, BODY, **given)
+            codes.append(caught.value.code)
+        poster.post(well.url, BODY, **given)
+        assert (codes, len(receiver.messages), len(well.messages)) == (["timed_out", "silent", "silent"], 1, 1)
+
+
+def test_a_silence_is_broken_by_one_caller() -> None:
+    clock = [0.0]
+    silences = Silences(30, lambda: clock[0])
+    assert silences.may_call("a") and silences.may_call("a")
+    silences.heard("a", anything=False)
+    assert not silences.may_call("a") and silences.may_call("b")
+    clock[0] = 30.0
+    assert [silences.may_call("a") for _ in range(3)] == [True, False, False]
+    silences.heard("a", anything=False)
+    clock[0] = 59.0
+    assert not silences.may_call("a")
+    clock[0] = 60.0
+    assert silences.may_call("a")
+    # Any answer ends it, a refusal too.
+    silences.heard("a", anything=True)
+    assert silences.may_call("a") and silences.may_call("a")
 
 
 def test_one_that_breaks_off_may_have_taken_it(receiver: Receiver) -> None:
