@@ -24,6 +24,7 @@ from smi_workflow.jobs.model import Job
 from smi_workflow.sandbox import Sandbox
 from smi_workflow.sandbox.smtp import KeptMail
 from smi_workflow.sandbox.upsampler_work import Submission
+from tests.support.receivers import Receiver
 
 # What a job's row must say in the end, word for word; of all its other columns, whether they say anything.
 SAME_COLUMNS = (
@@ -71,12 +72,13 @@ def plain_session() -> requests.Session:
     return session
 
 
-def books_of(app: App, sandbox: Sandbox, job_id: str, mark: Mark) -> Counter[str]:
+def books_of(app: App, sandbox: Sandbox, receiver: Receiver, job_id: str, mark: Mark) -> Counter[str]:
     """One line for each thing that there is, counted."""
     job = app.jobs.get_job(job_id)
     lines = [
         *_stripe(sandbox, mark), *_upsampler(sandbox, mark), *_mails(app, sandbox, job, mark), *_rows(app, job),
         *_history(app, job), *_queue(app, mark), *_kept_files(app, job, mark),
+        *_hooks(receiver, job_id),
     ]  # fmt: skip
     return Counter(line.replace(job_id, "<job>") for line in lines)
 
@@ -113,6 +115,14 @@ def _mails(app: App, sandbox: Sandbox, job: Job, mark: Mark) -> Iterator[str]:
             answer = http.get(link, timeout=30)
         is_stored = job.upscaled_file_path is not None and answer.content == _content(app, job.upscaled_file_path)
         yield f"link: answers {answer.status_code}{', the stored file' if is_stored else ''}"
+
+
+def _hooks(receiver: Receiver, job_id: str) -> Iterator[str]:
+    """What a receiver that dedupes by id has heard; each message must be signed, and the same each time."""
+    heard = {(message.id, message.body): message.verified() for message in receiver.messages}
+    for content in heard.values():
+        if content["data"]["job_id"] == job_id:
+            yield f"hook: {content['type']}, transition {content['data']['sequence']}, {content['data']['status']}"
 
 
 def _rows(app: App, job: Job) -> Iterator[str]:

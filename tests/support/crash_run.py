@@ -22,6 +22,7 @@ from PIL import Image
 from smi_workflow.integrations.embedded_broker import ensure_embedded_broker
 from tests.support.crash_sales import EVENTS, SALES, SIZE, Case, Lane, Outcome, Sale
 from tests.support.crashing import WarmParent
+from tests.support.receivers import running_receiver
 from tests.support.sandbox import running_sandbox, running_site
 
 RECORDED = Path(__file__).parents[1] / "acceptance" / "crash_points.txt"
@@ -125,7 +126,7 @@ def running_crashes(folder: Path, databases: Databases, lanes: int, cases: Seque
     """
     assert lanes <= LANES_MAX
     with ExitStack() as opened:
-        site = opened.enter_context(running_site())
+        site, receiver = opened.enter_context(running_site()), opened.enter_context(running_receiver())
         picture = folder / "photo.png"
         Image.effect_noise(SIZE, 80).convert("RGB").save(picture)
         site.files["/photo.png"] = picture.read_bytes()
@@ -142,7 +143,7 @@ def running_crashes(folder: Path, databases: Databases, lanes: int, cases: Seque
                 running_sandbox(own / "sandbox", webhook_events=EVENTS, upsampler_work_seconds=0.3)
             )
             lane = Lane(
-                own, sandbox, parent, f"{site.url}/photo.png", SMI_DATABASE_URL=url,
+                own, sandbox, receiver, parent, f"{site.url}/photo.png", SMI_DATABASE_URL=url,
                 SMI_BROKER_URL=f"{broker.url.removesuffix('0')}{number}",
             )  # fmt: skip
             opened.callback(lane.stop)

@@ -28,9 +28,10 @@ from smi_workflow.sandbox import Sandbox
 from tests.support.contracts import REPOSITORY
 from tests.support.crash_books import Mark, books_of, plain_session
 from tests.support.crashing import ARMED, FIRED, PROBE_FOLDER, TRACE, WarmParent, kill_group
+from tests.support.receivers import SECRET, Receiver
 from tests.support.stack import Stack
 
-ROLES = ("web", "downloads", "urgent", "slow", "relay")
+ROLES = ("web", "downloads", "urgent", "slow", "hooks", "relay")
 SIZE = (60, 40)
 BUYER, ADMIN = "buyer@example.com", "admin@example.com"
 NEVER: list[Any] = []
@@ -82,7 +83,8 @@ SALES = (
     Sale(
         "refunded", _is_refunded, upsampler_faults=_FAILS, stripe_faults=_LATE,
         # Until Upsampler's verdict it goes as the one above.
-        only=("upsampler.*", "send_*", "tell_admin", "refund_due", "submit_refund", "refund.*", "charge.refund.*"),
+        only=("upsampler.*", "send_failure_notice", "send_refund_notice", "tell_admin", "refund_due",
+              "submit_refund", "refund.*", "charge.refund.*"),
     ),
     Sale(
         "slowly_refunded", _is_refunded, upsampler_faults=_FAILS, settle_refunds=True,
@@ -132,9 +134,12 @@ class Lane(Stack):
     """An installation whose processes can be told where to die."""
 
     def __init__(
-        self, folder: Path, sandbox: Sandbox, parent: WarmParent, image_url: str, **settings: str
-    ) -> None:
-        super().__init__(folder, sandbox, **{**SETTINGS, PROBE_FOLDER: str(folder), **settings})
+        self, folder: Path, sandbox: Sandbox, receiver: Receiver, parent: WarmParent, image_url: str,
+        **settings: str,
+    ) -> None:  # fmt: skip
+        told = {"SMI_HOOK_URLS": receiver.url, "SMI_HOOK_SECRET": SECRET}
+        super().__init__(folder, sandbox, **{**SETTINGS, **told, PROBE_FOLDER: str(folder), **settings})
+        self._receiver = receiver
         self._parent = parent
         self._image_url = image_url
         self._normal = dict(self.environment)
@@ -190,7 +195,7 @@ class Lane(Stack):
             )
             (self.folder / ARMED).unlink(missing_ok=True)
             story = (self.folder / TRACE).read_text()
-            books = books_of(self.app, self.sandbox, job_id, mark)
+            books = books_of(self.app, self.sandbox, self._receiver, job_id, mark)
             return Outcome(books, self._has_crashed, _passed(sale, story), story)
         except BaseException:
             # Whatever went wrong shall not go on into the next sale: that one starts all processes anew.
