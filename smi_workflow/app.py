@@ -44,6 +44,7 @@ from smi_workflow.integrations.mailer import Mailer
 from smi_workflow.integrations.storage import FileStorage, ImageLimits, StoredImage
 from smi_workflow.integrations.stripe_api import StripeApi
 from smi_workflow.integrations.upsampler_api import UpsamplerClient
+from smi_workflow.jobs.alerts import ALERT, raise_for_event
 from smi_workflow.jobs.lifecycle import JOB
 from smi_workflow.jobs.manager import JobManager
 from smi_workflow.jobs.model import JobTables
@@ -54,7 +55,7 @@ from smi_workflow.settings import Settings, load_settings
 DATABASE_WAIT_SECONDS = 60.0
 TELL_EVERY_SECONDS = 10
 MIGRATIONS = Path(__file__).parent / "migrations"
-WORKFLOWS: Sequence[Workflow] = (JOB, REFUND)
+WORKFLOWS: Sequence[Workflow] = (JOB, REFUND, ALERT)
 
 # In-process hooks: smi_job_created, smi_payment_completed, smi_job_completed, smi_job_failed. Sent after the
 # commit, in the process that fired; the sender is the Applied transition.
@@ -107,7 +108,7 @@ class App:
             held = {name: handler for name, handler in held.items() if name in known}
         self.performer = Performer(self.engine, held, keeper(self.engine))
         read = translators(self.engine, lambda url: url_refusal(self.world, url))
-        self.inbox = Inbox(self.engine, read, without_person)
+        self.inbox = Inbox(self.engine, read, without_person, raise_for_event)
         self.jobs = JobManager(
             self.engine, settings, self._keep_source, self.performer.perform, pause,
             ask_session=self.stripe.retrieve_checkout_session,

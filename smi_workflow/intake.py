@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from peewee import Model
@@ -21,12 +22,20 @@ from smi_workflow.engine.tables import EventRow
 from smi_workflow.errors import InvalidInput
 from smi_workflow.integrations.stripe_objects import identifier
 from smi_workflow.integrations.upsampler_api import UpscaleStatus, failure_code, parse_upscale
-from smi_workflow.jobs.model import Job, JobStatus, Payment, Refund
+from smi_workflow.jobs.model import UNDER_WAY, Dispute, Job, JobStatus, Payment, Refund
+from smi_workflow.jobs.refunds import FOREIGN_ENDS, facts_of_foreign, is_of_try
 
 M = TypeVar("M", bound=Model)
 
 STRIPE, UPSAMPLER = "stripe", "upsampler"
 NOT_OWN = "it is not the job's own session"
+ON_RECORD = "what it tells is on record already"
+OTHER_MODE = "test and live mode are mixed"
+# A refund's status at Stripe → what its row is told; null is not known to be anything yet.
+REFUND_TRIGGERS = {
+    None: "submitted", "requires_action": "submitted", "pending": "pending", "succeeded": "succeed",
+    "failed": "fail", "canceled": "cancel",
+}  # fmt: skip
 
 # What is kept of an event's object, beside its id.
 _KEPT = (
@@ -59,6 +68,11 @@ def reduce_stripe_event(event: Mapping[str, Any]) -> dict[str, Any]:
     kept["id"] = _text(thing, "id")
     kept["email"] = _text(_part(thing, "customer_details"), "email")
     kept["error_code"] = _text(_part(thing, "last_payment_error"), "code")
+    if isinstance(thing.get("balance_transactions"), list):
+        # What a dispute took and gave back so far: each of its events tells all of it once more.
+        amounts = [_part({"it": one}, "it").get("amount") for one in thing["balance_transactions"]]
+        kept["was_taken"] = any(isinstance(amount, int) and amount < 0 for amount in amounts)
+        kept["was_returned"] = any(isinstance(amount, int) and amount > 0 for amount in amounts)
     return {"id": event["id"], "type": event["type"], "livemode": bool(event.get("livemode")), "object": kept}
 
 
@@ -92,14 +106,17 @@ class StripeReader:
             "checkout.session.async_payment_failed": self._session_failed,
             "checkout.session.expired": self._session_expired,
             "payment_intent.payment_failed": self._declined,
+            "payment_intent.succeeded": self._intent_succeeded,
+            "charge.succeeded": self._charge_succeeded,
+            "charge.refunded": self._charge_refunded,
             "refund.created": self._refund,
             "refund.updated": self._refund,
             "refund.failed": self._refund,
             "charge.refund.updated": self._refund,
-            "charge.dispute.created": self._dispute_created,
-            "charge.dispute.funds_withdrawn": self._funds_withdrawn,
-            "charge.dispute.funds_reinstated": self._funds_reinstated,
-            "charge.dispute.closed": self._dispute_closed,
+            "charge.dispute.created": partial(self._dispute, trigger="dispute_opened"),
+            "charge.dispute.funds_withdrawn": partial(self._dispute, trigger="dispute_opened", taken=True),
+            "charge.dispute.funds_reinstated": partial(self._dispute, trigger="dispute_closed", returned=True),
+            "charge.dispute.closed": partial(self._dispute, trigger="dispute_closed", over=True),
         }
 
     def __call__(self, row: EventRow) -> Reading:
@@ -166,79 +183,141 @@ class StripeReader:
         facts = {"code": intent.get("error_code") or "declined"}
         return Fire("job", job.job_id, "payment_declined", STRIPE, facts, otherwise="ignore")
 
-    def _refund(self, refund: dict[str, Any], livemode: bool) -> Reading:
-        refunds = self._engine.bound(Refund)
-        named = refund["metadata"].get("refund_id")
-        of_either = (refunds.refund_id == Slot("named")) | (refunds.stripe_refund_id == Slot("made"))
-        row = self._first(refunds, lambda: refunds.select().where(of_either), named=named, made=refund["id"])
-        if row is None:
-            return self._foreign_refund(refund)
-        facts = {
-            "stripe_refund_id": refund["id"],
-            "amount_cents": refund.get("amount"),
-            "currency": refund.get("currency"),
-        }
-        status = refund.get("status")
-        if status == "succeeded":
-            return Fire("refund", row.refund_id, "succeed", STRIPE, facts, otherwise="ignore")
-        if status in ("pending", "requires_action"):
-            return Fire("refund", row.refund_id, "submitted", STRIPE, facts, otherwise="ignore")
-        if status in ("failed", "canceled"):
-            reason = refund.get("failure_reason") or str(status)
-            return Fire("refund", row.refund_id, "fail", STRIPE, {"code": reason}, reason, otherwise="ignore")
-        return Ignore(f"refund status {status!r} is unknown")
+    def _intent_succeeded(self, intent: dict[str, Any], livemode: bool) -> Reading:
+        """Money has moved, but only its session says what for: it is on record by then, or waits for that."""
+        if self._payment(intent["id"]) is not None:
+            return Ignore(ON_RECORD)
+        job = self._job_of(intent)
+        return Park("its checkout session has not been told", "job", job.job_id) if isinstance(job, Job) else job
 
-    def _foreign_refund(self, refund: dict[str, Any]) -> Reading:
+    def _charge_succeeded(self, charge: dict[str, Any], livemode: bool) -> Reading:
+        intent = charge["payment_intent"]
+        if not intent:
+            return Ignore("it belongs to no payment intent")
+        payment = self._payment(intent)
+        if payment is None:
+            job = self._job_of(charge)
+            return Park("its payment is not on record yet", "job", job.job_id) if isinstance(job, Job) else job
+        if payment.charge_id == charge["id"]:
+            return Ignore(ON_RECORD)
+        facts = {"payment_intent_id": intent, "charge_id": charge["id"]}
+        return Fire("job", payment.job_id, "charge_noted", STRIPE, facts)
+
+    def _charge_refunded(self, charge: dict[str, Any], livemode: bool) -> Reading:
+        """It tells how much went back, and not by which refund: that is asked for where our rows know of less."""
+        payment = self._payment_of({**charge, "charge": charge["id"]})
+        if payment is None:
+            return Park("the refunded payment is not on record")
+        if payment.livemode != livemode:
+            return Ignore(OTHER_MODE)
+        refunds = self._engine.bound(Refund)
+        of_payment = refunds.payment_intent_id == Slot("intent")
+        rows = self._rows(refunds, lambda: refunds.select().where(of_payment), intent=payment.payment_intent_id)
+        under_way = [row for row in rows if row.state in UNDER_WAY]
+        known = payment.refunded_cents + sum(row.cents for row in under_way if row.stripe_refund_id is not None)
+        told = charge.get("amount_refunded")
+        if not isinstance(told, int) or told <= known:
+            return Ignore("what it tells of refunds is on record")
+        if any(row.stripe_refund_id is None for row in under_way):
+            return Park("a refund of ours is on its way: it may be the one", "job", payment.job_id)
+        facts = {"payment_intent_id": payment.payment_intent_id}
+        return Fire("job", payment.job_id, "refunds_differ", STRIPE, facts)
+
+    def _refund(self, refund: dict[str, Any], livemode: bool) -> Reading:
+        row = self._row_of(refund)
+        if isinstance(row, Ignore):
+            return row
+        if row is None:
+            return self._foreign_refund(refund, livemode)
+        facts = {
+            "stripe_refund_id": refund["id"], "amount_cents": refund.get("amount"),
+            "currency": refund.get("currency"), "tries": row.tries,
+        }  # fmt: skip
+        status = refund.get("status")
+        trigger = REFUND_TRIGGERS.get(status)
+        if trigger is None:
+            return Ignore(f"refund status {status!r} is unknown")
+        if trigger not in ("fail", "cancel"):
+            return Fire("refund", row.refund_id, trigger, STRIPE, facts, otherwise="ignore")
+        reason = refund.get("failure_reason") or str(status)
+        ended = {"code": reason, "stripe_refund_id": refund["id"], "tries": row.tries}
+        return Fire("refund", row.refund_id, trigger, STRIPE, ended, reason, otherwise="ignore")
+
+    def _row_of(self, refund: dict[str, Any]) -> Refund | Ignore | None:
+        """The row of a refund at Stripe, by its id there or by ours; None: somebody made it at Stripe's own pages.
+
+        So counts one that we took for never made, and a second one under our name: what went back is on record.
+        """
+        refunds, made, named = self._engine.bound(Refund), refund["id"], refund["metadata"].get("refund_id")
+        known = refunds.stripe_refund_id == Slot("made")
+        row = self._first(refunds, lambda: refunds.select().where(known), made=made)
+        if row is not None or named is None:
+            return row
+        row = self._first(refunds, lambda: refunds.select().where(refunds.refund_id == Slot("named")), named=named)
+        if row is None:
+            return None
+        if made in (row.past_stripe_ids or "").split():
+            return Ignore("it came to nothing, and was tried again since")
+        ours = row.state in UNDER_WAY and row.stripe_refund_id is None
+        return row if ours and is_of_try(row, refund["metadata"]) else None
+
+    def _foreign_refund(self, refund: dict[str, Any], livemode: bool) -> Reading:
         """Somebody refunded at Stripe's dashboard: it counts once the money has gone."""
         payment = self._payment_of(refund)
         if payment is None:
             return Park("the refunded payment is not on record")
-        status = refund.get("status")
-        ends = {"succeeded": "refund_settled", "failed": "refund_failed", "canceled": "refund_failed"}
-        trigger = ends.get(str(status))
+        if payment.livemode != livemode:
+            return Ignore(OTHER_MODE)
+        status = str(refund.get("status"))
+        trigger = FOREIGN_ENDS.get(status)
         if trigger is None or not isinstance(refund.get("amount"), int):
             return Ignore(f"a refund that we did not make is {status}")
-        # One that failed is put on record as well: the news of its success may still be on its way.
-        facts = {
-            "is_ours": False, "status": status, "stripe_refund_id": refund["id"],
-            "payment_intent_id": payment.payment_intent_id, "amount_cents": refund["amount"],
-            "currency": refund.get("currency"), "role": payment.role,
-        }  # fmt: skip
+        facts = facts_of_foreign(
+            payment, stripe_refund_id=refund["id"], amount_cents=refund["amount"],
+            currency=refund.get("currency"), status=status,
+        )  # fmt: skip
         return Fire("job", payment.job_id, trigger, STRIPE, facts, "refunded at Stripe")
 
-    def _dispute_created(self, dispute: dict[str, Any], livemode: bool) -> Reading:
-        # An inquiry withdraws nothing, and what a dispute withdraws has an event of its own.
-        return self._dispute(dispute, "dispute_opened", None)
-
-    def _funds_withdrawn(self, dispute: dict[str, Any], livemode: bool) -> Reading:
-        return self._dispute(dispute, "dispute_opened", dispute.get("amount"))
-
-    def _funds_reinstated(self, dispute: dict[str, Any], livemode: bool) -> Reading:
-        return self._dispute(dispute, "dispute_closed", 0)
-
-    def _dispute_closed(self, dispute: dict[str, Any], livemode: bool) -> Reading:
-        return self._dispute(dispute, "dispute_closed", None)
-
-    def _dispute(self, dispute: dict[str, Any], trigger: str, withdrawn: int | None) -> Reading:
+    def _dispute(
+        self, dispute: dict[str, Any], livemode: bool, *, trigger: str,
+        taken: bool = False, returned: bool = False, over: bool = False,
+    ) -> Reading:  # fmt: skip
+        """Each event tells a part; how it was decided says where the money is, should what moved it be lost."""
+        returned = returned or dispute.get("was_returned", False) or dispute.get("status") == "won"
+        taken = taken or dispute.get("was_taken", False) or dispute.get("status") == "lost"
         if dispute["payment_intent"] is None and dispute["charge"] is None:
             return Ignore("it names no charge")
         payment = self._payment_of(dispute)
         if payment is None:
             return Park("the disputed charge is not on record")
-        facts = {"dispute_id": dispute["id"], "withdrawn_cents": withdrawn, "role": payment.role}
+        if payment.livemode != livemode:
+            return Ignore(OTHER_MODE)
+        disputes = self._engine.bound(Dispute)
+        itself = disputes.dispute_id == Slot("dispute")
+        known = self._first(disputes, lambda: disputes.select().where(itself), dispute=dispute["id"])
+        # What is new: an inquiry withdraws nothing, and told twice a withdrawal is still one.
+        withdrawn: int | None = None
+        if returned:
+            withdrawn = None if known is not None and known.reinstated else 0
+        elif taken:
+            withdrawn = None if known is not None and known.withdrawn_cents else dispute.get("amount")
+        if withdrawn is None and known is not None and not over:
+            return Ignore(ON_RECORD)
+        facts = {
+            "dispute_id": dispute["id"], "withdrawn_cents": withdrawn, "role": payment.role,
+            "payment_intent_id": payment.payment_intent_id,
+        }  # fmt: skip
         return Fire("job", payment.job_id, trigger, STRIPE, facts, str(dispute.get("reason") or ""))
 
     def _payment_of(self, thing: dict[str, Any]) -> Payment | None:
         """The payment behind a refund or dispute: by its intent, or by its charge where only that is named."""
-        events = self._engine.tables.events
         intent, charge = thing["payment_intent"], thing["charge"]
-        if intent is None and charge:
-            # Which payment a charge belongs to, its own event has told us.
-            of_charges = (events.provider == STRIPE) & (events.kind == "charge.succeeded")
-            told = events.select(events.payload).where(of_charges & events.payload.contains(charge))
-            found = [json.loads(event.payload)["object"] for event in told]
-            intent = next((one["payment_intent"] for one in found if one["id"] == charge), None)
-        return self._payment(intent) if intent else None
+        if intent is not None or not charge:
+            return self._payment(intent) if intent else None
+        payments = self._engine.bound(Payment)
+        return self._first(
+            payments, lambda: payments.select().where(payments.charge_id == Slot("charge")), charge=charge
+        )
 
     def _payment(self, intent: str) -> Payment | None:
         payments = self._engine.bound(Payment)
@@ -248,6 +327,9 @@ class StripeReader:
 
     def _first(self, model: type[M], build: Callable[[], Any], **values: object) -> M | None:
         return self._engine.registry.first(("intake", model, tuple(values)), model, build, values)
+
+    def _rows(self, model: type[M], build: Callable[[], Any], **values: object) -> list[M]:
+        return self._engine.registry.select(("intake all", model, tuple(values)), model, build, values)
 
     def _job_of(self, thing: dict[str, Any]) -> Job | Reading:
         """The job that a session or intent belongs to: by our metadata, else by what is on record."""

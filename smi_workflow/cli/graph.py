@@ -7,13 +7,12 @@ from pathlib import Path
 
 import typer
 
+from smi_workflow import app
 from smi_workflow.cli.screen import print_json
 from smi_workflow.engine.picture import mermaid, svg
 from smi_workflow.engine.workflow import Workflow
-from smi_workflow.jobs.lifecycle import JOB
-from smi_workflow.jobs.refunds import REFUND
 
-WORKFLOWS: dict[str, Workflow] = {"job": JOB, "refund": REFUND}
+WORKFLOWS: dict[str, Workflow] = {flow.name: flow for flow in app.WORKFLOWS}
 
 
 class Format(StrEnum):
@@ -25,7 +24,7 @@ class Format(StrEnum):
 
 
 def graph(
-    workflow: str = typer.Argument("job", help="job or refund"),
+    workflow: str = typer.Argument("job", help=", ".join(WORKFLOWS)),
     form: Format = typer.Option(Format.MERMAID, "--format", "-f", help="mermaid, svg or json"),
     output: Path | None = typer.Option(None, "--output", "-o", help="A file instead of the screen."),
     as_json: bool = typer.Option(False, "--json", help="Same as --format json."),

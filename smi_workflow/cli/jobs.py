@@ -13,6 +13,10 @@ from smi_workflow.cli.screen import Json, console, moment, opened, print_json, s
 from smi_workflow.engine.tables import EffectRow
 from smi_workflow.jobs.model import Job
 from smi_workflow.jobs.pricing import from_cents
+from smi_workflow.jobs.queries import payments_of, refunds_of
+
+PAYMENT = ("payment_intent_id", "charge_id", "role", "cents", "currency", "refunded_cents")
+REFUND = ("refund_id", "state", "cents", "currency", "payment_intent_id", "stripe_refund_id", "tries", "reason")
 
 app = typer.Typer(help="Look into jobs.", no_args_is_help=True)
 
@@ -66,12 +70,15 @@ def show(job_id: str = typer.Argument(metavar="JOB", help="The job's id."), as_j
         job = system.jobs.get_job(job_id)
         history = system.jobs.history(job_id)
         effects = _effects(system, job_id)
+        payments, refunds = payments_of(system.engine, job_id), refunds_of(system.engine, job_id)
     if as_json:
         print_json(
             {
                 "job": _row(job),
                 "history": [_transition(item) for item in history],
                 "effects": [_effect(item) for item in effects],
+                "payments": [{name: getattr(item, name) for name in PAYMENT} for item in payments],
+                "refunds": [{name: getattr(item, name) for name in REFUND} for item in refunds],
             }
         )
         return
@@ -97,6 +104,10 @@ def show(job_id: str = typer.Argument(metavar="JOB", help="The job's id."), as_j
         (e.name, e.state, f"{e.attempts}/{e.attempts_max}", moment(e.due_at), escape(e.last_error or ""))
         for e in effects
     ]  # fmt: skip
+    for title, columns, items in (("Payments", PAYMENT, payments), ("Refunds", REFUND, refunds)):
+        if items:
+            shown = [[escape(str(getattr(item, name) or "")) for name in columns] for item in items]
+            console.print(table(title, columns, shown))
     console.print(table("Effects", ("effect", "state", "attempts", "due (UTC)", "last error"), owed))
 
 

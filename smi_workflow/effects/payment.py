@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from smi_workflow.effects.world import World
@@ -10,12 +10,16 @@ from smi_workflow.engine.attempt import Again, Attempt, Done, Outcome
 from smi_workflow.errors import ServiceRefused, ServiceUnavailable
 from smi_workflow.integrations.stripe_api import KEY_HORIZON
 from smi_workflow.integrations.stripe_objects import CheckoutSession, StripeRefund
-from smi_workflow.jobs.model import Job, Payment
+from smi_workflow.jobs.model import UNDER_WAY, Job, Payment, Refund
+from smi_workflow.jobs.refunds import FOREIGN_ENDS, facts_of_foreign, is_of_try, metadata_of
 from smi_workflow.settings import PAYMENT_TIMEOUT_HOURS_MAX, STRIPE_EXPIRY_MARGIN_SECONDS
 
 MARGIN = timedelta(seconds=STRIPE_EXPIRY_MARGIN_SECONDS)
 ASK_AGAIN = timedelta(hours=1)
 LOOK_AGAIN = timedelta(minutes=5)
+ASK_SELDOM = timedelta(hours=6)
+# Ever more rarely, that is for three days and a half.
+FIND_ROUNDS_MAX = 20
 
 
 def create_checkout(world: World, attempt: Attempt) -> Outcome:
@@ -25,7 +29,6 @@ def create_checkout(world: World, attempt: Attempt) -> Outcome:
         found = find_checkout(world, attempt)
         if found is not None:
             return found
-    longest = timedelta(hours=PAYMENT_TIMEOUT_HOURS_MAX) - MARGIN
     session = world.stripe.create_checkout_session(
         job_id=job.job_id,
         amount_cents=job.amount_due_cents,
@@ -33,7 +36,7 @@ def create_checkout(world: World, attempt: Attempt) -> Outcome:
         description="Image upscaled {} to {}x{} pixels".format(job.resolution, *job.expected_size),
         success_url=settings.success_url.replace("{JOB_ID}", job.job_id),
         cancel_url=settings.cancel_url.replace("{JOB_ID}", job.job_id),
-        expires_at=attempt.owed_at + min(timedelta(hours=settings.payment_timeout_hours), longest),
+        expires_at=_ends_at(world, attempt),
         email=job.email,
         key=attempt.id,
     )
@@ -41,9 +44,21 @@ def create_checkout(world: World, attempt: Attempt) -> Outcome:
 
 
 def find_checkout(world: World, attempt: Attempt) -> Outcome | None:
-    """What an attempt of unknown outcome made, found by listing; None when it made nothing."""
-    session = world.stripe.find_checkout_session(job_id=attempt.subject_id, since=attempt.owed_at - MARGIN)
+    """What an attempt of unknown outcome made, found by listing; None when it made nothing that can be paid."""
+    now, end = attempt.clock.now(), _ends_at(world, attempt)
+    if now > end + MARGIN:
+        # Nobody ever knew its address, and by now it has ended by itself: so looking for it ends, too.
+        return None
+    session = world.stripe.find_checkout_session(
+        job_id=attempt.subject_id, since=attempt.owed_at - MARGIN, until=now
+    )  # fmt: skip
     return None if session is None else _checkout_opened(session)
+
+
+def _ends_at(world: World, attempt: Attempt) -> datetime:
+    """When the session that this effect opens ends by itself; the same on every attempt."""
+    longest = timedelta(hours=PAYMENT_TIMEOUT_HOURS_MAX) - MARGIN
+    return attempt.owed_at + min(timedelta(hours=world.settings.payment_timeout_hours), longest)
 
 
 def payment_deadline(world: World, attempt: Attempt) -> Outcome:
@@ -97,7 +112,7 @@ def submit_refund(world: World, attempt: Attempt) -> Outcome:
             payment_intent=refund.payment_intent_id,
             amount_cents=refund.cents,
             reason="requested_by_customer" if refund.role == "sale" else "duplicate",
-            metadata={"refund_id": refund.refund_id, "job_id": refund.job_id},
+            metadata=metadata_of(refund),
             key=attempt.id,
         )
     except ServiceRefused as refusal:
@@ -113,10 +128,10 @@ def submit_refund(world: World, attempt: Attempt) -> Outcome:
 
 
 def find_refund(world: World, attempt: Attempt) -> Outcome | None:
-    """What an attempt of unknown outcome did, found by listing; None when no refund of this row exists."""
+    """What an attempt of unknown outcome did, found by listing; None when no refund of this try exists."""
     refund = attempt.row
     for made in world.stripe.list_refunds(payment_intent=refund.payment_intent_id):
-        if made.metadata.get("refund_id") == refund.refund_id:
+        if is_of_try(refund, made.metadata):
             return _refund_outcome(made)
     return None
 
@@ -127,12 +142,53 @@ def check_refund(world: World, attempt: Attempt) -> Outcome:
         made = world.stripe.retrieve_refund(attempt.row.stripe_refund_id)
     except ServiceRefused as refusal:
         # A wrong key, another account: nobody else asks, so it must outlive it.
-        return Again(timedelta(hours=6), str(refusal))
-    if made.status in ("pending", "requires_action"):
-        return Again(timedelta(hours=6), note=f"{made.status} at Stripe")
-    if made.status == "succeeded":
-        return Done("succeed", refund_facts(made), actor="stripe", on_refusal="skip")
-    return _refund_failed(made)
+        return Again(ASK_SELDOM, str(refusal))
+    outcome = _refund_outcome(made)
+    if outcome.trigger in ("submitted", attempt.row.state):
+        return Again(ASK_SELDOM, note=f"{made.status} at Stripe")
+    return outcome
+
+
+def find_refunds(world: World, attempt: Attempt) -> Outcome:
+    """Stripe gave back more of a payment than we know of: put what is missing on record, one by one.
+
+    Listed, and not searched; run again until nothing is missing, as each is news of its own.
+    """
+    payments = world.engine.bound(Payment)
+    payment = payments.get_or_none(payments.payment_intent_id == attempt.inputs["payment_intent_id"])
+    assert payment is not None, "payments are never removed"
+    try:
+        listed = world.stripe.list_refunds(payment_intent=payment.payment_intent_id)
+    except ServiceRefused as refusal:
+        # A wrong key, another account: the look must outlive it. The admin is told once.
+        trigger = "notice_failed" if attempt.waits == 0 else None
+        return Again(ASK_SELDOM, str(refusal), trigger, reason=str(refusal))
+    missing = [made for made in listed if not _is_on_record(world, made)]
+    ended = next((made for made in missing if made.status in FOREIGN_ENDS), None)
+    if ended is not None:
+        if attempt.waits > FIND_ROUNDS_MAX:
+            return Done("notice_failed", reason=f"refund {ended.id} at Stripe could not be put on record")
+        facts = facts_of_foreign(
+            payment, stripe_refund_id=ended.id, amount_cents=ended.amount_cents, currency=ended.currency,
+            status=ended.status,
+        )  # fmt: skip
+        wait = min(LOOK_AGAIN * 2 ** min(attempt.waits, 10), ASK_SELDOM)
+        return Again(wait, f"{ended.id} was not on record", FOREIGN_ENDS[ended.status], facts, "found at Stripe")
+    if missing:
+        return Again(ASK_SELDOM, "a refund made at Stripe is not settled yet")
+    return Done(note="every refund of this payment is on record")
+
+
+def _is_on_record(world: World, made: StripeRefund) -> bool:
+    """It has a row, or is on its way in one: then its own effect and events tell how it ends."""
+    refunds = world.engine.bound(Refund)
+    if refunds.get_or_none(refunds.stripe_refund_id == made.id) is not None:
+        return True
+    named = refunds.get_or_none(refunds.refund_id == made.metadata.get("refund_id", ""))
+    if named is None:
+        return False
+    ended = made.id in (named.past_stripe_ids or "").split()
+    return ended or (named.state in UNDER_WAY and is_of_try(named, made.metadata))
 
 
 def refund_overdue(world: World, attempt: Attempt) -> Outcome:
@@ -175,15 +231,13 @@ def _found_payment(world: World, job: Job, session: CheckoutSession) -> Outcome:
     return Again(LOOK_AGAIN, "what was paid does not fit", "payment_unexpected", facts, reason)
 
 
-def _refund_outcome(refund: StripeRefund) -> Outcome:
+def _refund_outcome(refund: StripeRefund) -> Done:
     if refund.status == "succeeded":
         return Done("succeed", refund_facts(refund), actor="stripe", on_refusal="skip")
     if refund.status in ("pending", "requires_action"):
-        return Done("submitted", refund_facts(refund), actor="stripe", on_refusal="skip")
-    return _refund_failed(refund)
-
-
-def _refund_failed(refund: StripeRefund) -> Outcome:
+        trigger = "pending" if refund.status == "pending" else "submitted"
+        return Done(trigger, refund_facts(refund), actor="stripe", on_refusal="skip")
     reason = f"Stripe says {refund.status}: {refund.failure_reason or 'no reason given'}"
-    code = refund.failure_reason or refund.status
-    return Done("fail", {"code": code}, actor="stripe", reason=reason, on_refusal="skip")
+    facts = {"code": refund.failure_reason or refund.status, "stripe_refund_id": refund.id}
+    trigger = "cancel" if refund.status == "canceled" else "fail"
+    return Done(trigger, facts, actor="stripe", reason=reason, on_refusal="skip")

@@ -19,6 +19,7 @@ HANDLERS: Mapping[str, tuple[Run, Lookup | None]] = {
     "refund_due": (payment.refund_due, None),
     "submit_refund": (payment.submit_refund, payment.find_refund),
     "check_refund": (payment.check_refund, None),
+    "find_refunds": (payment.find_refunds, None),
     "refund_overdue": (payment.refund_overdue, None),
     "submit_upscale": (upscale.submit_upscale, upscale.adopt_submission),
     "pending_deadline": (upscale.pending_deadline, None),

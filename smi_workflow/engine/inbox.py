@@ -100,14 +100,20 @@ class Inbox:
     Args:
         translators: provider → what its events mean. They read, but change nothing and call no provider.
         keep: what is kept of the payload of an event that is settled; all of it unless told.
+        call_person: told, in the commit that gives an event up, that it needs a person, and why.
     """
 
     def __init__(
-        self, engine: Engine, translators: Mapping[str, Translator], keep: Callable[[str], str] = str
+        self,
+        engine: Engine,
+        translators: Mapping[str, Translator],
+        keep: Callable[[str], str] = str,
+        call_person: Callable[[Unit, EventRow, str], object] = lambda unit, event, reason: None,
     ) -> None:
         self._engine = engine
         self._translators = translators
         self._keep = keep
+        self._call_person = call_person
         self._table = table = engine.tables.events
         slots = {name: Slot(name) for name in ("id", "provider", "event_id", "kind", "payload")}
         new = table.insert({**slots, "due_at": Slot("now"), "received_at": Slot("now")}).on_conflict_ignore()
@@ -275,6 +281,7 @@ class Inbox:
         reach(Point.EVENT_SETTLED)
         if state == EventState.NEEDS_PERSON:
             log.error("event %s (%s of %s) needs a person: %s", row.id, row.kind, row.provider, reason)
+            self._call_person(unit, row, reason)
         if row.state == EventState.PARKED:
             _count(unit, row.workflow, row.subject_id, -1)
 

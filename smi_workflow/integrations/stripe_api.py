@@ -29,6 +29,7 @@ __all__ = ["KEY_HORIZON", "CheckoutSession", "PaymentIntent", "StripeApi", "Stri
 KEY_HORIZON = timedelta(hours=23)
 CLOCK_MARGIN = timedelta(minutes=5)
 LIST_SECONDS = 28.0
+LIST_SLICE = timedelta(minutes=30)
 PAGE_SIZE = 100
 EVENT_TYPES_MAX = 20
 
@@ -154,21 +155,27 @@ class StripeApi:
             return found
         return _read(CheckoutSession.from_payload, session, changes=True)
 
-    def find_checkout_session(self, *, job_id: str, since: datetime) -> CheckoutSession | None:
-        """Find out whether a session was ever created for a job; newest first.
+    def find_checkout_session(self, *, job_id: str, since: datetime, until: datetime) -> CheckoutSession | None:
+        """Find out whether a session was ever created for a job.
 
-        Lists instead of searching: Stripe's search runs up to a minute behind.
+        Lists instead of searching: Stripe's search runs up to a minute behind, and no list can be narrowed to our
+        metadata. Half an hour after the other, oldest first: a session is nearly always found where the attempts
+        began, and a busy shop's day need not fit into the time of one call.
 
         Args:
-            since: aware, when the first attempt was made; five minutes' margin for clocks is added.
+            since, until: aware, when the first attempt was made and when no later one can have been; five minutes'
+                margin for clocks is added on both sides.
         Raises:
-            ServiceUnavailable: also when the list is too long for one call.
+            ServiceUnavailable: also when half an hour's sessions are too many for one call.
         """
-        created = {"gte": _unix("since", since - CLOCK_MARGIN)}
-        with self._transport.budget(LIST_SECONDS):
-            for payload in _pages(self._v1.checkout.sessions.list, {"created": created}):
-                if _parse(lambda found: (found.get("metadata") or {}).get("job_id"), payload) == job_id:
-                    return _parse(CheckoutSession.from_payload, payload)
+        start, end = _unix("since", since - CLOCK_MARGIN), _unix("until", until + CLOCK_MARGIN)
+        step = int(LIST_SLICE.total_seconds())
+        for first in range(start, end + 1, step):
+            created = {"gte": first, "lt": min(first + step, end + 1)}
+            with self._transport.budget(LIST_SECONDS):
+                for payload in _pages(self._v1.checkout.sessions.list, {"created": created}):
+                    if _parse(lambda found: (found.get("metadata") or {}).get("job_id"), payload) == job_id:
+                        return _parse(CheckoutSession.from_payload, payload)
         return None
 
     def retrieve_payment_intent(self, intent_id: str) -> PaymentIntent:

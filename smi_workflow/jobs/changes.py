@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import uuid
 from datetime import timedelta
-from typing import Any
+from typing import NoReturn
 
 from smi_workflow.engine.declaration import Case
-from smi_workflow.jobs.model import Job, JobStatus, Payment, PaymentRole, PaymentStatus, Refund
+from smi_workflow.errors import GuardRefused
+from smi_workflow.jobs import owing
+from smi_workflow.jobs.model import Dispute, Job, JobStatus, Payment, PaymentRole, PaymentStatus
 from smi_workflow.jobs.pricing import from_cents
+from smi_workflow.jobs.refund_changes import room_of
 from smi_workflow.jobs.tokens import download_token, token_hash
 
 # Trying again would fail again: the money goes back at once.
@@ -172,11 +175,13 @@ def settle_refund(case: Case[Job]) -> None:
     if not facts["is_ours"]:
         _note_foreign_refund(case)
     case.record(refund_id=facts.get("refund_id", ""), amount_cents=cents, role=facts.get("role", "sale"))
+    if facts.get("elsewhere"):
+        case.record(elsewhere=True)
     if facts.get("role", "sale") != "sale":
         return
     refunded = job.refunded_cents + cents
     case.set(
-        refunding_cents=job.refunding_cents - (cents if facts["is_ours"] else 0),
+        refunding_cents=job.refunding_cents - (cents if owing.is_counted(case) else 0),
         refunded_cents=refunded,
         refunded_at=case.now,
         refund_amount=from_cents(refunded, job.currency),
@@ -203,12 +208,67 @@ def release_refund(case: Case[Job]) -> None:
         case.set(refunding_cents=job.refunding_cents - cents)
 
 
+def count_retried_refund(case: Case[Job]) -> None:
+    """It is on its way once more, and counted as such."""
+    case.set(refunding_cents=case.row.refunding_cents + case.facts["amount_cents"])
+    case.record(refund_id=case.facts["refund_id"], amount_cents=case.facts["amount_cents"])
+
+
+def count_retried_refund_and_fail(case: Case[Job]) -> None:
+    count_retried_refund(case)
+    case.set(failed_at=case.now, failure_code="refunded")
+
+
+def return_payment(case: Case[Job]) -> None:
+    """Give back a payment that fits no sale, where that was left to a person or has failed."""
+    facts, payments = case.facts, case.unit.bound(Payment)
+    intent = facts["payment_intent_id"]
+    own = (payments.payment_intent_id == intent) & (payments.job_id == case.row.job_id)
+    payment = payments.get_or_none(own)
+    if payment is None:
+        _refuse(case, "payment_is_strange", f"no payment {intent} of this job is on record")
+    if payment.role == PaymentRole.SALE:
+        _refuse(case, "payment_is_strange", "this payment is the sale's own: that is what `refund` is for")
+    room = room_of(case, payment)
+    cents = room if facts.get("amount_cents") is None else facts["amount_cents"]
+    if not 0 < cents <= room:
+        _refuse(case, "something_is_left", f"{cents} is not within 1 to {room} {payment.currency} (minor units)")
+    refund_id = _start_refund(case, intent, cents, payment.currency, payment.role, "returned by hand")
+    case.record(refund_id=refund_id, payment_intent_id=intent, amount_cents=cents, currency=payment.currency)
+
+
+def note_charge(case: Case[Job]) -> None:
+    """Whatever names no intent is found by its charge from now on."""
+    facts, payments = case.facts, case.unit.bound(Payment)
+    named = payments.payment_intent_id == facts["payment_intent_id"]
+    payments.update(charge_id=facts["charge_id"]).where(named).execute()
+    case.unit.wake_strays(facts["charge_id"])
+    case.record(payment_intent_id=facts["payment_intent_id"], charge_id=facts["charge_id"])
+
+
 def note_dispute(case: Case[Job]) -> None:
-    withdrawn = case.facts["withdrawn_cents"]
+    """What one event tells is added to what others told of the same dispute: their order does not matter."""
+    facts, job, disputes = case.facts, case.row, case.unit.bound(Dispute)
+    told, dispute_id = facts["withdrawn_cents"], facts["dispute_id"]
+    known = disputes.get_or_none(disputes.dispute_id == dispute_id)
+    if known is None:
+        disputes.insert(
+            dispute_id=dispute_id,
+            job_id=job.job_id,
+            payment_intent_id=facts.get("payment_intent_id") or job.stripe_payment_intent_id or "",
+            role=facts.get("role", "sale"),
+            withdrawn_cents=told or 0,
+            reinstated=told == 0,
+            created_at=case.now,
+        ).execute()
+    elif told is not None:
+        withdrawn, back = max(known.withdrawn_cents, told), known.reinstated or told == 0
+        itself = disputes.dispute_id == dispute_id
+        disputes.update(withdrawn_cents=withdrawn, reinstated=back).where(itself).execute()
     # A chargeback of a payment that was none of the sale's touches no money of the sale.
-    if withdrawn is not None and case.facts.get("role", "sale") == "sale":
-        case.set(disputed_cents=withdrawn)
-    case.record(dispute_id=case.facts["dispute_id"], withdrawn_cents=withdrawn)
+    of_sale = disputes.select().where((disputes.job_id == job.job_id) & (disputes.role == PaymentRole.SALE))
+    case.set(disputed_cents=sum(one.kept_cents for one in of_sale))
+    case.record(dispute_id=dispute_id, withdrawn_cents=told)
 
 
 def note_dispute_and_fail(case: Case[Job]) -> None:
@@ -221,47 +281,6 @@ def override_state(case: Case[Job]) -> None:
     if case.facts["target"] in (JobStatus.PENDING, JobStatus.PROCESSING, JobStatus.COMPLETED):
         case.set(overridden=True)
     case.record(target=case.facts["target"], effects=bool(case.facts.get("effects")))
-
-
-# -- the refund's own ---------------------------------------------------------------------------------------------
-
-
-def note_submitted(case: Case[Refund]) -> None:
-    case.set(stripe_refund_id=case.facts["stripe_refund_id"])
-    case.record(stripe_refund_id=case.facts["stripe_refund_id"])
-
-
-def finish_refund(case: Case[Refund]) -> None:
-    note_submitted(case)
-    _count_refunded(case, case.row.payment_intent_id, case.row.cents)
-    _tell_job(case, "refund_settled", {"is_ours": True})
-
-
-def note_found(case: Case[Refund]) -> None:
-    """It was made at Stripe and is settled; whoever recorded it tells the job."""
-    note_submitted(case)
-    _count_refunded(case, case.row.payment_intent_id, case.row.cents)
-
-
-def lose_refund(case: Case[Refund]) -> None:
-    case.record(code=case.facts.get("code", ""))
-    _tell_job(case, "refund_failed", {})
-
-
-def lose_settled_refund(case: Case[Refund]) -> None:
-    """The bank has sent back what was taken for settled."""
-    case.record(code=case.facts.get("code", ""))
-    _count_refunded(case, case.row.payment_intent_id, -case.row.cents)
-    _tell_job(case, "refund_failed", {"was_settled": True})
-
-
-def _tell_job(case: Case[Refund], trigger: str, facts: dict[str, Any]) -> None:
-    refund = case.row
-    told = {
-        **facts, "refund_id": refund.refund_id, "amount_cents": refund.cents, "currency": refund.currency,
-        "role": refund.role,
-    }  # fmt: skip
-    case.unit.fire("job", refund.job_id, trigger, actor=case.actor, reason=case.reason, facts=told)
 
 
 # -- shared -------------------------------------------------------------------------------------------------------
@@ -291,20 +310,19 @@ def _insert_payment(case: Case[Job], role: PaymentRole) -> None:
     case.unit.wake_strays(facts["payment_intent_id"])
 
 
-def _count_refunded(case: Case[Any], intent: str, cents: int) -> None:
-    payment = case.unit.bound(Payment)
-    more = payment.refunded_cents + cents
-    payment.update(refunded_cents=more).where(payment.payment_intent_id == intent).execute()
-
-
 def _note_foreign_refund(case: Case[Job]) -> None:
     """A refund made at Stripe, not by us. Its id is unique, so it counts once however many events tell of it."""
     facts = case.facts
     refund_id = _start_refund(
         case, facts["payment_intent_id"], facts["amount_cents"], facts["currency"], facts.get("role", "sale"),
-        "made at Stripe", stripe_refund_id=facts["stripe_refund_id"],
+        "made at Stripe", stripe_refund_id=facts["stripe_refund_id"], tries=0,
     )  # fmt: skip
     case.unit.fire("refund", refund_id, "found_at_stripe", actor=case.actor, reason=case.reason, facts=facts)
+
+
+def _refuse(case: Case[Job], guard: str, why: str) -> NoReturn:
+    """What only other rows of this job can tell, read under its lock."""
+    raise GuardRefused("job", case.row.job_id, case.state, case.trigger, guard, why)
 
 
 def _start_refund(

@@ -62,7 +62,8 @@ FACTS: Mapping[str, Callable[[object], str | None]] = {
     "size_bytes": whole, "sha256": text,
     # Money back
     "refund_id": text, "stripe_refund_id": text, "is_ours": flag, "was_settled": flag, "role": text,
-    "dispute_id": text, "withdrawn_cents": whole_or_none,
+    "elsewhere": flag, "tries": whole, "status": text_or_none, "dispute_id": text,
+    "withdrawn_cents": whole_or_none,
     # By hand, and of every kind
     "override": flag, "effects": flag, "target": state, "fields": names, "token_generation": whole,
     "code": text_or_none, "effect": text, "inputs": names, "costs": names,

@@ -173,14 +173,9 @@ def refund_was_under_way(case: Case[Job]) -> str | None:
     job, amount = case.row, case.facts["amount_cents"]
     if case.facts.get("role", "sale") != "sale":
         return None
-    room = job.refunding_cents if case.facts["is_ours"] else job.refundable_cents
+    counted = case.facts["is_ours"] and not case.facts.get("elsewhere")
+    room = job.refunding_cents if counted else job.refundable_cents
     return None if amount <= room else f"{amount} was settled where {room} was expected (minor units)"
-
-
-def withdrawal_is_on_record(case: Case[Job]) -> str | None:
-    """Money that a bank gives back was withdrawn before: told the other way round, it would stay withdrawn."""
-    given_back = case.facts["withdrawn_cents"] == 0 and case.facts.get("role", "sale") == "sale"
-    return "its withdrawal is not on record yet" if given_back and not case.row.disputed_cents else None
 
 
 def only_listed_fields(case: Case[Job]) -> str | None:
@@ -227,6 +222,17 @@ def target_is_sound(case: Case[Job]) -> str | None:
 def was_made_at_stripe(case: Case[Refund]) -> str | None:
     """It was put on record because Stripe told of it, and not asked for by us."""
     return None if case.row.stripe_refund_id is not None else "it is ours, and Stripe has not got it yet"
+
+
+def was_made_by_us(case: Case[Refund]) -> str | None:
+    """It was sent by us, so it can be sent again."""
+    return None if case.row.tries else "it was made at Stripe's own pages: ask for a `refund` of the job instead"
+
+
+def is_of_this_try(case: Case[Refund]) -> str | None:
+    """Late news of a try that came to nothing says nothing about the one that is under way."""
+    given, ours = case.facts.get("tries", case.row.tries), case.row.tries
+    return None if given == ours else f"it is about try {given} of {ours}"
 
 
 def refund_matches(case: Case[Refund]) -> str | None:

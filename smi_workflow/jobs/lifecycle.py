@@ -39,6 +39,7 @@ SEND_FAILURE = Effect("send_failure_notice", "notices", failure="notice_failed",
 SEND_REFUND = Effect("send_refund_notice", "notices", failure="notice_failed", attempts=150, survives=True)
 SEND_HOOK = Effect("send_hook", "hooks", failure="hook_failed", attempts=24, survives=True,
                    retry_seconds=5.0, retry_seconds_max=6 * 3600.0)  # three days
+FIND_REFUNDS = Effect("find_refunds", "payments", failure="notice_failed", attempts=150, survives=True)
 PURGE = Effect("purge_job", "notices", harmless="nothing was paid, so nothing is owed", attempts=1000)
 
 
@@ -99,8 +100,9 @@ STATES = (
 
 _unpaid, _working, _told = (AWAITING, ABANDONED), (PENDING, PROCESSING), (guards.not_by_hand,)
 _tell = TELL_ADMIN.now(what_happened)
-_back = REFUND_DUE.later(until_refund, when=lambda case: case.state == FAILED and owing.money_is_held(case))
+_back = REFUND_DUE.later(until_refund, when=owing.money_came_back)
 _expire = EXPIRE_SESSION.now(when=owing.checkout_may_be_open)
+_returned = SEND_REFUND.now(owing.refunded_amount, when=owing.is_paid_back_by_stripe)
 
 MOVES = (
     # Payment
@@ -116,6 +118,7 @@ MOVES = (
          change=changes.end_unpaid, by="Stripe", hook="smi_job_failed"),
     Move("payment_unexpected", ANYWHERE, STAYS, (*_told, guards.payment_fits_no_sale),
          change=changes.record_unexpected_payment, owes=(_tell,), by="Stripe"),
+    Move("charge_noted", ANYWHERE, STAYS, _told, change=changes.note_charge, by="Stripe"),
     Move("abandon", AWAITING, ABANDONED, (*_told, guards.nothing_is_paid, guards.nothing_can_be_paid), by="timer"),
     # Upscaling
     Move("upscale_started", PENDING, PROCESSING,
@@ -159,16 +162,25 @@ MOVES = (
     Move("refund", ANYWHERE, STAYS, (guards.is_paid_for, guards.refund_is_possible),
          change=changes.request_refund, by="admin, timer"),
     Move("refund_settled", _working, FAILED, (*_told, guards.refund_was_under_way),
-         when=owing.settled_refund_is_full, change=changes.settle_refund_and_fail,
-         owes=(SEND_REFUND.now(owing.refunded_amount),), by="Stripe", hook="smi_job_failed"),
+         when=owing.settled_refund_ends_the_sale, change=changes.settle_refund_and_fail,
+         owes=(_returned,), by="Stripe", hook="smi_job_failed"),
     Move("refund_settled", ANYWHERE, STAYS, (*_told, guards.refund_was_under_way), change=changes.settle_refund,
-         owes=(SEND_REFUND.now(owing.refunded_amount),), by="Stripe"),
-    Move("refund_failed", ANYWHERE, STAYS, _told, change=changes.release_refund, owes=(_tell,), by="refund"),
+         owes=(_returned,), by="Stripe"),
+    Move("refund_failed", ANYWHERE, STAYS, _told, change=changes.release_refund,
+         owes=(_tell, FIND_REFUNDS.now(owing.payment_to_look_into, when=owing.stripe_would_not_refund)),
+         by="refund"),
+    Move("refund_retried", _working, FAILED, (*_told, guards.refund_is_possible), when=owing.refund_is_full,
+         change=changes.count_retried_refund_and_fail, by="refund", hook="smi_job_failed"),
+    Move("refund_retried", ANYWHERE, STAYS, (*_told, guards.refund_is_possible),
+         change=changes.count_retried_refund, by="refund"),
+    Move("refunds_differ", ANYWHERE, STAYS, _told, owes=(FIND_REFUNDS.now(owing.payment_to_look_into),),
+         by="Stripe"),
+    # A trigger of its own: what fits no sale moves no state and no sum of the job's, whatever the job came to.
+    Move("return_payment", ANYWHERE, STAYS, (guards.reason_is_given,), change=changes.return_payment, by="admin"),
     Move("dispute_opened", _working, FAILED, _told, when=owing.funds_are_withdrawn,
          change=changes.note_dispute_and_fail, by="Stripe", hook="smi_job_failed"),
     Move("dispute_opened", ANYWHERE, STAYS, _told, change=changes.note_dispute, owes=(_tell,), by="Stripe"),
-    Move("dispute_closed", ANYWHERE, STAYS, (*_told, guards.withdrawal_is_on_record), change=changes.note_dispute,
-         owes=(_tell, _back), by="Stripe"),
+    Move("dispute_closed", ANYWHERE, STAYS, _told, change=changes.note_dispute, owes=(_tell, _back), by="Stripe"),
     *(Move("override", ANYWHERE, target, (guards.reason_is_given, guards.target_is_sound), when=owing.to(target),
            change=changes.override_state, owes=(_expire,), quiet=owing.only_deadlines, by="admin")
       for target in JobStatus),

@@ -280,6 +280,18 @@ class JobManager:
         """
         return updates.with_new_link(self, self._settings, job_id, actor=actor, reason=reason)
 
+    def fire_refund(self, refund_id: str, trigger: str, **how: Any) -> Applied:
+        """Fire a trigger at a job's refund: `retry`, `settle_elsewhere`. Takes what `Engine.fire` takes.
+
+        Raises:
+            UnknownSubject, TransitionNotAllowed, GuardRefused, StaleState: nothing was changed.
+        """
+        return self._engine.fire("refund", str(refund_id), trigger, **how)
+
+    def fire_alert(self, alert_id: str, trigger: str, **how: Any) -> Applied:
+        """Fire a trigger at what waits for a person: `close`. Takes what `Engine.fire` takes."""
+        return self._engine.fire("alert", str(alert_id), trigger, **how)
+
     def mark_failed(self, job_id: str, failure_reason: str, *, actor: str = "system") -> Applied:
         """Fail a job that is being worked on; what was paid goes back after the refund delay."""
         return self.fire(job_id, "fail", actor=actor, reason=failure_reason, facts={"code": failure_reason})

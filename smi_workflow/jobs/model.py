@@ -1,4 +1,6 @@
-"""Owns the tables of the sale: jobs (the seeds' `wp_smi_jobs`), payments, refunds. Called by jobs/ and app.py.
+"""Owns the tables of the sale: jobs (the seeds' `wp_smi_jobs`), payments, refunds, disputes, alerts.
+
+Called by jobs/ and app.py.
 
 The job's columns up to `updated_at` are the seeds' own; those after it are ours, each with the reason in its
 `help_text`. Money columns in cents are minor units of the job's currency, integers; the seeds' decimal columns
@@ -117,8 +119,8 @@ class Job(Subject):
     amount_due_cents = BigIntegerField(help_text="What the checkout asks for; a payment must match it exactly.")
     paid_cents = BigIntegerField(default=0, help_text="Captured for the sale.")
     refunding_cents = BigIntegerField(default=0, help_text="Refunds requested or at Stripe: never refunded twice.")
-    refunded_cents = BigIntegerField(default=0, help_text="Refunds that Stripe settled.")
-    disputed_cents = BigIntegerField(default=0, help_text="Withdrawn by chargebacks.")
+    refunded_cents = BigIntegerField(default=0, help_text="Refunds settled, by Stripe or by a person elsewhere.")
+    disputed_cents = BigIntegerField(default=0, help_text="Withdrawn by chargebacks, and not given back.")
     checkout_url = TextField(null=True, help_text="Where the buyer pays, for whoever asks again.")
     source_file = CharField(255, help_text="Our copy of the image as it was when it was measured.")
     submit_effect_id = CharField(32, null=True, help_text="The submission whose result this visit waits for.")
@@ -197,8 +199,16 @@ class RefundState(StrEnum):
 
     REQUESTED = "requested"
     SUBMITTED = "submitted"
+    PENDING = "pending"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    CANCELED = "canceled"
+    SETTLED_ELSEWHERE = "settled_elsewhere"
+
+
+# Counted in the job's `refunding_cents`; and what has come to nothing, so that the money is still with us.
+UNDER_WAY = (RefundState.REQUESTED, RefundState.SUBMITTED, RefundState.PENDING)
+LOST = (RefundState.FAILED, RefundState.CANCELED)
 
 
 class Refund(Subject):
@@ -216,9 +226,55 @@ class Refund(Subject):
     reason = TextField(default="")
     created_at = UtcDateTimeField()
     updated_at = UtcDateTimeField()
+    tries = IntegerField(default=1, help_text="How often it was set on its way; 0: somebody made it at Stripe.")
+    past_stripe_ids = TextField(null=True, help_text="Stripe's ids of earlier tries: late news of them is stale.")
 
     class Meta:
         table_name = "smi_refunds"
+
+
+class Dispute(Model):
+    """What a buyer's bank disputes of a payment, put together from events in whatever order they come."""
+
+    id = BigAutoField()
+    dispute_id = CharField(255, unique=True)
+    job_id = CharField(255, index=True)
+    payment_intent_id = CharField(255, index=True)
+    role = CharField(16, constraints=[_one_of("role", PaymentRole)])
+    withdrawn_cents = BigIntegerField(default=0, help_text="What the bank took when it opened the dispute.")
+    reinstated = BooleanField(default=False, help_text="The bank has given it back.")
+    created_at = UtcDateTimeField()
+
+    class Meta:
+        table_name = "smi_disputes"
+
+    @property
+    def kept_cents(self) -> int:
+        """What is with the bank."""
+        return 0 if self.reinstated else self.withdrawn_cents
+
+
+class AlertState(StrEnum):
+    """The states of an alert."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class Alert(Subject):
+    """Something that waits for a person, and may belong to no sale."""
+
+    id = BigAutoField()
+    alert_id = CharField(64, unique=True, help_text="What it is about: an event's id in the inbox.")
+    job_id = CharField(255, null=True, index=True, help_text="The sale, where one is known.")
+    state = CharField(16, default=AlertState.OPEN, constraints=[_one_of("state", AlertState)])
+    text = TextField()
+    created_at = UtcDateTimeField()
+    updated_at = UtcDateTimeField()
+
+    class Meta:
+        table_name = "smi_alerts"
+        indexes = ((("state",), False),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +284,8 @@ class JobTables:
     jobs: type[Job]
     payments: type[Payment]
     refunds: type[Refund]
+    disputes: type[Dispute]
+    alerts: type[Alert]
 
     @classmethod
     def bound_to(cls, database: Database, prefix: str) -> Self:
@@ -236,8 +294,17 @@ class JobTables:
             jobs=bind(Job, database, prefix),
             payments=bind(Payment, database, prefix),
             refunds=bind(Refund, database, prefix),
+            disputes=bind(Dispute, database, prefix),
+            alerts=bind(Alert, database, prefix),
         )
 
     def by_declaration(self) -> Mapping[type[Model], type[Model]]:
         """Declared model → bound model, as the engine wants it."""
-        return {Job: self.jobs, Payment: self.payments, Refund: self.refunds}
+        return {
+            Job: self.jobs, Payment: self.payments, Refund: self.refunds, Dispute: self.disputes,
+            Alert: self.alerts,
+        }  # fmt: skip
+
+    def all(self) -> tuple[type[Model], ...]:
+        """Every bound model."""
+        return tuple(self.by_declaration().values())

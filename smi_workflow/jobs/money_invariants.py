@@ -10,16 +10,41 @@ from peewee import JOIN, Case, fn
 
 from smi_workflow.engine.checking import Invariant, Suspects, View, invariant
 from smi_workflow.engine.event_invariants import contains
-from smi_workflow.jobs.model import Job, JobStatus, Payment, PaymentRole, PaymentStatus, Refund, RefundState
+from smi_workflow.jobs import model
+from smi_workflow.jobs.model import (
+    Dispute,
+    Job,
+    JobStatus,
+    Payment,
+    PaymentRole,
+    PaymentStatus,
+    Refund,
+    RefundState,
+)
 from smi_workflow.jobs.pricing import THREE_DECIMAL, ZERO_DECIMAL, from_cents
-from smi_workflow.jobs.records import JOB, REFUND, Sale, payments_of, refund_itself, refunds_of, sale_of
+from smi_workflow.jobs.records import (
+    JOB,
+    REFUND,
+    Sale,
+    disputes_of,
+    payments_of,
+    refund_itself,
+    refunds_of,
+    sale_of,
+)
 
 PAID, SALE = PaymentStatus.PAID.value, PaymentRole.SALE.value
-UNDER_WAY = (RefundState.REQUESTED.value, RefundState.SUBMITTED.value)
+UNDER_WAY = tuple(state.value for state in model.UNDER_WAY)
 SUCCEEDED = RefundState.SUCCEEDED.value
+# What the buyer has back, at Stripe or in another way; and what Stripe must have given an id.
+SETTLED = (SUCCEEDED, RefundState.SETTLED_ELSEWHERE.value)
+AT_STRIPE = (RefundState.SUBMITTED.value, RefundState.PENDING.value, SUCCEEDED)
 WITH_GOODS = (JobStatus.PENDING.value, JobStatus.PROCESSING.value, JobStatus.COMPLETED.value)
-# What takes money back after the goods are out, and by whom: Stripe's own refund is of none of ours.
+# What takes money back after the goods are out, and by whom: Stripe's own refund is of none of ours; only an admin
+# says that the buyer was paid back elsewhere, or tries a refund again.
 NOT_OURS = '"refund_id":""'
+ELSEWHERE = '"elsewhere":true'
+BY_OTHERS = ("dispute_opened", "refund_retried")
 
 
 # -- captured -----------------------------------------------------------------------------------------------------
@@ -146,7 +171,7 @@ def adds_up(view: View, workflow: str, key: str) -> Iterator[str]:
     refunds = refunds_of(view, key)
     own = [item for item in refunds if item.role == SALE]
     under_way = sum(item.cents for item in own if item.state in UNDER_WAY)
-    settled = sum(item.cents for item in own if item.state == SUCCEEDED)
+    settled = sum(item.cents for item in own if item.state in SETTLED)
     if sale.refunding_cents != under_way:
         yield f"it counts {sale.refunding_cents} cents on their way back, its refunds are {under_way}"
     if sale.refunded_cents != settled:
@@ -157,6 +182,10 @@ def adds_up(view: View, workflow: str, key: str) -> Iterator[str]:
         yield f"more goes back than the {sale.paid_cents} cents that were paid"
     if sale.refunded_cents and not _same_amount(sale.refund_amount, sale.refunded_cents, sale.currency):
         yield f"refund_amount says {sale.refund_amount}, refunded were {sale.refunded_cents} {sale.currency}"
+    disputes = [item for item in disputes_of(view, key) if item.role == SALE]
+    disputed = sum(item.withdrawn_cents for item in disputes if not item.reinstated)
+    if sale.disputed_cents != disputed:
+        yield f"it counts {sale.disputed_cents} cents as charged back, its disputes are {disputed}"
     for payment in payments_of(view, key):
         back = sum(
             item.cents
@@ -175,7 +204,7 @@ def _refund_fits(view: View, key: str) -> Iterator[str]:
         return
     if refund.cents <= 0:
         yield f"it is of {refund.cents} cents"
-    if refund.stripe_refund_id is None and refund.state in (RefundState.SUBMITTED, SUCCEEDED):
+    if refund.stripe_refund_id is None and refund.state in AT_STRIPE:
         yield f"it is {refund.state} and has no id at Stripe"
     of = [item for item in payments_of(view, refund.job_id) if item.payment_intent_id == refund.payment_intent_id]
     if not of:
@@ -187,8 +216,10 @@ def _refund_fits(view: View, key: str) -> Iterator[str]:
 def _not_adding_up(view: View) -> Suspects:
     jobs, payments, refunds = view.engine.bound(Job), view.engine.bound(Payment), view.engine.bound(Refund)
     under_way, settled = refunds.state.in_(UNDER_WAY), refunds.state == SUCCEEDED
+    given_back = refunds.state.in_(SETTLED)
+    sums = (_sum(under_way, refunds).alias("way"), _sum(given_back, refunds).alias("back"))
     counted = (
-        refunds.select(refunds.job_id, _sum(under_way, refunds).alias("way"), _sum(settled, refunds).alias("back"))
+        refunds.select(refunds.job_id, *sums)
         .where(refunds.role == SALE)
         .group_by(refunds.job_id)
     )
@@ -219,10 +250,24 @@ def _not_adding_up(view: View) -> Suspects:
         | (payments.currency != refunds.currency)
         | (payments.role != refunds.role)
         | (refunds.cents <= 0)
-        | (refunds.stripe_refund_id.is_null() & refunds.state.in_((RefundState.SUBMITTED.value, SUCCEEDED)))
+        | (refunds.stripe_refund_id.is_null() & refunds.state.in_(AT_STRIPE))
     )
     strange = refunds.select(refunds.refund_id).left_outer_join(payments, on=its).where(unfit)
     yield from ((REFUND, found[0]) for found in view.rows(strange))
+
+
+    yield from _disputed_oddly(view)
+
+
+def _disputed_oddly(view: View) -> Suspects:
+    jobs, disputes = view.engine.bound(Job), view.engine.bound(Dispute)
+    kept = fn.SUM(Case(None, [(disputes.reinstated, 0)], disputes.withdrawn_cents))
+    counted = disputes.select(disputes.job_id, kept.alias("kept")).where(disputes.role == SALE)
+    counted = counted.group_by(disputes.job_id)
+    its = counted.c.job_id == jobs.job_id
+    unlike = jobs.disputed_cents != fn.COALESCE(counted.c.kept, 0)
+    query = jobs.select(jobs.job_id).left_outer_join(counted, on=its).where(unlike)
+    yield from ((JOB, found[0]) for found in view.rows(query))
 
 
 def _sum(condition: Any, refunds: Any) -> Any:
@@ -255,9 +300,9 @@ def has_not_both(view: View, workflow: str, key: str) -> Iterator[str]:
         return
     later = [item for item in view.history(workflow, key) if item.sequence > sale.visit]
     if not any(
-        item.trigger == "dispute_opened"
+        item.trigger in BY_OTHERS
         or (item.trigger == "refund" and item.actor.startswith("admin:"))
-        or (item.trigger == "refund_settled" and NOT_OURS in item.metadata)
+        or (item.trigger == "refund_settled" and (NOT_OURS in item.metadata or ELSEWHERE in item.metadata))
         for item in later
     ):
         yield "it was delivered, and its money went back though no admin and no bank said so afterwards"
@@ -271,9 +316,12 @@ def _with_both(view: View) -> Suspects:
     gone = jobs.refunding_cents + jobs.refunded_cents + jobs.disputed_cents
     both = (jobs.status == JobStatus.COMPLETED.value) & (jobs.paid_cents > 0) & (gone >= jobs.paid_cents)
     said = (
-        (history.trigger == "dispute_opened")
+        history.trigger.in_(BY_OTHERS)
         | ((history.trigger == "refund") & (fn.SUBSTR(history.actor, 1, 6) == "admin:"))
-        | ((history.trigger == "refund_settled") & contains(NOT_OURS, history.metadata))
+        | (
+            (history.trigger == "refund_settled")
+            & (contains(NOT_OURS, history.metadata) | contains(ELSEWHERE, history.metadata))
+        )
     )
     after = (history.workflow == JOB) & (history.subject_id == jobs.job_id) & (history.sequence > jobs.visit)
     on_record = fn.EXISTS(history.select(history.id).where(after & said))

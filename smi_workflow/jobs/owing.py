@@ -31,13 +31,31 @@ def money_is_held(case: Case[Job]) -> bool:
     return bool(case.row.refundable_cents > 0)
 
 
+def money_came_back(case: Case[Job]) -> bool:
+    """A bank returns what it had withdrawn, to a shop that has delivered nothing: it goes on to the buyer."""
+    returned = case.facts["withdrawn_cents"] == 0
+    return returned and case.state == JobStatus.FAILED and money_is_held(case)
+
+
 def refund_is_full(case: Case[Job]) -> bool:
     return case.facts.get("amount_cents") in (None, case.row.refundable_cents)
 
 
-def settled_refund_is_full(case: Case[Job]) -> bool:
-    not_counted = 0 if case.facts["is_ours"] else case.facts["amount_cents"]
-    return bool(case.facts.get("role", "sale") == "sale" and case.row.refundable_cents <= not_counted)
+def is_counted(case: Case[Job]) -> bool:
+    """A settled refund of ours is among those under way, unless a person gave the money back in another way."""
+    return bool(case.facts["is_ours"] and not case.facts.get("elsewhere"))
+
+
+def settled_refund_ends_the_sale(case: Case[Job]) -> bool:
+    """All of the money is back. But who overrode while it was on its way meant the buyer to have both."""
+    if case.facts.get("role", "sale") != "sale" or (is_counted(case) and case.row.overridden):
+        return False
+    not_counted = 0 if is_counted(case) else case.facts["amount_cents"]
+    return bool(case.row.refundable_cents <= not_counted)
+
+
+def is_paid_back_by_stripe(case: Case[Job]) -> bool:
+    return case.facts.get("elsewhere") is not True
 
 
 def funds_are_withdrawn(case: Case[Job]) -> bool:
@@ -74,6 +92,15 @@ def removed_file(case: Case[Job]) -> dict[str, object]:
 
 def refunded_amount(case: Case[Job]) -> dict[str, object]:
     return {"amount_cents": case.facts["amount_cents"], "currency": case.facts.get("currency", case.row.currency)}
+
+
+def stripe_would_not_refund(case: Case[Job]) -> bool:
+    """No bank has lost it: our call came to nothing, and somebody may have been faster, without our being told."""
+    return "effect" in case.facts
+
+
+def payment_to_look_into(case: Case[Job]) -> dict[str, object]:
+    return {"payment_intent_id": case.facts["payment_intent_id"]}
 
 
 def to(target: JobStatus) -> Any:

@@ -1,4 +1,4 @@
-"""Owns the listing of jobs: filters, order, pages. Called by manager.py.
+"""Owns the listing of jobs: filters, order, pages; and of the money of one. Called by manager.py and the cli.
 
 Every listing walks an index from where the page before ended, so that the last page of a million jobs costs what
 the first does. Several states are several walks, merged: no index has two states in one order.
@@ -17,8 +17,9 @@ from itertools import islice
 from typing import Any
 
 from smi_workflow.engine.database import stamp
+from smi_workflow.engine.fire import Engine
 from smi_workflow.errors import InvalidInput
-from smi_workflow.jobs.model import Job, JobStatus, PaymentStatus
+from smi_workflow.jobs.model import Job, JobStatus, Payment, PaymentStatus, Refund
 
 ORDERABLE = ("created_at", "updated_at", "paid_at", "completed_at", "failed_at", "id")
 LIMIT_MAX = 1000
@@ -190,3 +191,15 @@ def _place(wanted: JobFilter) -> tuple[object, int]:
     if (order_by, descending) != (wanted.order_by, wanted.descending):
         raise InvalidInput("cursor", "belongs to a listing in another order")
     return value, row_id
+
+
+def refunds_of(engine: Engine, job_id: str) -> list[Refund]:
+    """Every refund of a job, oldest first."""
+    table = engine.bound(Refund)
+    return list(table.select().where(table.job_id == job_id).order_by(table.id))
+
+
+def payments_of(engine: Engine, job_id: str) -> list[Payment]:
+    """Every payment on record for a job, oldest first, those that fit no sale included."""
+    table = engine.bound(Payment)
+    return list(table.select().where(table.job_id == job_id).order_by(table.id))

@@ -1,4 +1,4 @@
-"""Owns what the sale's invariants read of one job: its row, payments and refunds. Called by its invariants."""
+"""Owns what the sale's invariants read of one job: row, payments, refunds, disputes. Called by its invariants."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from smi_workflow.engine.checking import View
 from smi_workflow.engine.database import Slot
-from smi_workflow.jobs.model import Job, Payment, Refund
+from smi_workflow.jobs.model import Dispute, Job, Payment, Refund
 
 JOB, REFUND = "job", "refund"
 
@@ -65,6 +65,15 @@ class Back(NamedTuple):
     stripe_refund_id: str | None
 
 
+class Disputed(NamedTuple):
+    """One dispute of a job's payments."""
+
+    dispute_id: str
+    role: str
+    withdrawn_cents: int
+    reinstated: bool
+
+
 def sale_of(view: View, job_id: str) -> Sale | None:
     """The job's row, or None."""
     table = view.engine.bound(Job)
@@ -95,6 +104,18 @@ def refunds_of(view: View, job_id: str) -> list[Back]:
         return table.select(*(getattr(table, name) for name in Back._fields)).where(table.job_id == Slot("key"))
 
     found: list[Back] = view.of_subject("refunds", Back, build, JOB, job_id)
+    return found
+
+
+def disputes_of(view: View, job_id: str) -> list[Disputed]:
+    """The disputes of a job's payments."""
+    table = view.engine.bound(Dispute)
+
+    def build() -> Any:
+        columns = (getattr(table, name) for name in Disputed._fields)
+        return table.select(*columns).where(table.job_id == Slot("key"))
+
+    found: list[Disputed] = view.of_subject("disputes", Disputed, build, JOB, job_id)
     return found
 
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from smi_workflow.errors import SmiError
-from smi_workflow.jobs.model import JobStatus
+from smi_workflow.jobs.model import LOST, JobStatus
 from smi_workflow.simulation.shop import Shop
 from smi_workflow.simulation.stage import Unreachable
 
@@ -26,6 +26,11 @@ ACTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("erase", {}),
     ("purge", {}),
     ("fail", {"code": "stopped_by_admin"}),
+    ("return_payment", {}),
+    ("refund retry", {}),
+    ("refund retry", {}),
+    ("refund settle_elsewhere", {}),
+    ("alert close", {}),
     *(("override", {"target": target, "effects": effects}) for target in JobStatus for effects in (True, False)),
 )
 
@@ -60,16 +65,40 @@ class Admins:
         try:
             web = shop.web()
             with stage.inside(web):
-                jobs = shop.apps[web.release].jobs
-                expected = jobs.get_job(job_id).status if stage.random.random() < 0.3 else None
-                stage.turn(f"looks at {job_id[:8]}")
-                stage.tell(f"{stage.agent().name} wants {trigger} {facts} for {job_id}")
-                jobs.fire(
-                    job_id, trigger, actor="admin:jane", reason="simulated", facts=facts, expected_status=expected,
+                workflow, key, trigger, facts = self._aim(job_id, trigger, facts)
+                engine, flow = shop.apps[web.release].engine, shop.app.engine.workflows[workflow]
+                expected = None
+                if stage.random.random() < 0.3:
+                    expected = str(getattr(engine.read(workflow, key), flow.state_column))
+                stage.turn(f"looks at {key[:8]}")
+                stage.tell(f"{stage.agent().name} wants {trigger} {facts} for {workflow} {key}")
+                engine.fire(
+                    workflow, key, trigger, actor="admin:jane", reason="simulated", facts=facts,
+                    expected_state=expected,
                     idempotency_key=f"{stage.agent().name}" if stage.random.random() < 0.3 else None,
                 )  # fmt: skip
         except (SmiError, Unreachable) as refusal:
             stage.tell(f"admin is told: {refusal}")
+
+    def _aim(self, job_id: str, trigger: str, facts: dict[str, Any]) -> tuple[str, str, str, dict[str, Any]]:
+        """What an act is about: the job, or one of the things that wait for somebody to act on them."""
+        tables = self._shop.app.job_tables
+        workflow, _, named = trigger.rpartition(" ")
+        if trigger == "return_payment":
+            strange = [row for row in tables.payments.select().order_by(tables.payments.id) if row.role != "sale"]
+            if strange:
+                payment = strange[self._stage.random.randrange(len(strange))]
+                return "job", payment.job_id, trigger, {"payment_intent_id": payment.payment_intent_id}
+        if workflow == "refund":
+            lost = list(tables.refunds.select().order_by(tables.refunds.id))
+            lost = [row for row in lost if row.state in LOST] or lost
+            if lost:
+                return workflow, lost[self._stage.random.randrange(len(lost))].refund_id, named, facts
+        if workflow == "alert":
+            alerts = list(tables.alerts.select().order_by(tables.alerts.id))
+            if alerts:
+                return workflow, alerts[self._stage.random.randrange(len(alerts))].alert_id, named, facts
+        return "job", job_id, "notice_failed" if workflow else trigger, facts
 
     def _choose(self) -> tuple[str, dict[str, Any]]:
         random = self._stage.random

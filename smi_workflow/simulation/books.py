@@ -14,12 +14,14 @@ from smi_workflow.engine.invariants import Violation
 from smi_workflow.engine.tables import Transition
 from smi_workflow.integrations.letters import Letter
 from smi_workflow.integrations.upsampler_api import UpscaleStatus
-from smi_workflow.jobs.model import Job, JobStatus, Payment, Refund, RefundState
+from smi_workflow.jobs.model import LOST, Job, JobStatus, Payment, Refund, RefundState
+from smi_workflow.jobs.refunds import TRY
 from smi_workflow.simulation.stripe import Books, Charge
 from smi_workflow.simulation.upsampler import Work
 
 # What an admin may do to goods and money, on record.
 BY_HAND = ("override", "retry", "refund", "resend", "fail", "erase", "purge", "amend")
+ENDS = (*LOST, RefundState.SUCCEEDED, RefundState.SETTLED_ELSEWHERE)
 
 
 def judge(
@@ -36,7 +38,7 @@ def judge(
         if charge.settled:
             problem = _judge_charge(
                 charge, books, jobs.get(charge.job_id), payments.get(charge.intent), refunds[charge.intent],
-                history[charge.job_id],
+                history[charge.job_id], app.settings.unexpected_payment == "hold",
             )  # fmt: skip
             if problem:
                 yield Violation("nobody is charged without goods or money back", "job", charge.job_id, problem)
@@ -61,7 +63,7 @@ def judge(
 
 def _judge_charge(
     charge: Charge, books: Books, job: Job | None, payment: Payment | None, refunds: Sequence[Refund],
-    history: Sequence[tuple[str, str]],
+    history: Sequence[tuple[str, str]], may_be_held: bool,
 ) -> str:  # fmt: skip
     if job is None:
         return f"{charge.intent} was charged for a job that does not exist"
@@ -77,32 +79,36 @@ def _judge_charge(
     if settled > charge.cents:
         return f"{charge.intent}: {settled} were refunded of {charge.cents}"
     kept = charge.cents - settled - charge.withdrawn_cents
-    given_up = any(one.state == RefundState.FAILED for one in refunds)
+    given_up = any(one.state in (*LOST, RefundState.SETTLED_ELSEWHERE) for one in refunds)
     if payment.role != "sale":
-        return "" if kept <= 0 or given_up else f"{charge.intent}: {kept} of a {payment.role} payment are kept"
+        text = f"{charge.intent}: {kept} of a {payment.role} payment are kept"
+        return "" if kept <= 0 or given_up or may_be_held else text
     delivered = job.status == JobStatus.COMPLETED
     acted = any(actor.startswith("admin:") and trigger in BY_HAND for trigger, actor in history)
     if kept > 0 and not delivered and not given_up and not acted:
         return f"{kept} of {charge.cents} are kept, and the job is {job.status}"
-    told = any(trigger in ("refund_settled", "dispute_opened") and actor == "stripe" for trigger, actor in history)
+    told = any(
+        trigger in ("refund_settled", "dispute_opened") and actor in ("stripe", "system")
+        for trigger, actor in history
+    )
     if kept <= 0 and delivered and not acted and not told:
         return "delivered, and the money went back"
     return ""
 
 
 def _judge_refunds(books: Books, refunds: Mapping[str, Sequence[Refund]]) -> Iterator[Violation]:
-    made: dict[str, list[str]] = defaultdict(list)
+    made: dict[tuple[str, str], list[str]] = defaultdict(list)
     for refund in books.refunds.values():
         if "refund_id" in refund.metadata:
-            made[refund.metadata["refund_id"]].append(refund.id)
-    for name, ids in made.items():
+            made[(refund.metadata["refund_id"], refund.metadata.get(TRY, "1"))].append(refund.id)
+    for (name, _), ids in made.items():
         if len(ids) > 1:
             yield Violation("money goes back once", "refund", name, f"it was refunded as {', '.join(ids)}")
     for row in (one for group in refunds.values() for one in group):
         at_stripe = books.refunds.get(row.stripe_refund_id or "")
         if row.state == RefundState.SUCCEEDED and (at_stripe is None or not _is_back(at_stripe.status)):
             yield Violation("a refund on record is one at Stripe", "refund", row.refund_id, "Stripe knows better")
-        if row.state not in (RefundState.SUCCEEDED, RefundState.FAILED):
+        if row.state not in ENDS:
             yield Violation("every refund comes to an end", "refund", row.refund_id, f"it is still {row.state}")
 
 

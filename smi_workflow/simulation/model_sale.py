@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from smi_workflow.engine.workflow import Workflow
+from smi_workflow.jobs.alerts import ALERT
 from smi_workflow.jobs.lifecycle import JOB
-from smi_workflow.jobs.model import JobStatus, Payment
+from smi_workflow.jobs.model import Dispute, JobStatus, Payment, PaymentRole
 from smi_workflow.jobs.refunds import REFUND
 from smi_workflow.simulation import model_sale_checks as checks
 from smi_workflow.simulation.model import START, Act, Scenario, Scene
-from smi_workflow.simulation.model_plain import fires
+from smi_workflow.simulation.model_plain import fires, plain_scenario
 from smi_workflow.simulation.model_shop import HEIGHT, WIDTH, Shop, Submission, finish, settings
 from smi_workflow.simulation.model_stripe import (
     JOB_ID,
@@ -73,18 +74,20 @@ def sale_scenarios(job: Workflow = JOB, refund: Workflow = REFUND) -> tuple[Scen
         )
         shop = Shop(policy)
         return Scenario(
-            name=name, workflows=(job, refund), begin=begin, tables=(Payment,), policy=policy, outside=BOOKS,
-            acts=ACTS, budget=budget, handlers=shop.handlers, lookups=shop.lookups, readers=shop.readers,
-            invariants=checks.ALWAYS, on_step=checks.ON_STEP, at_rest=checks.AT_REST, ended=checks.sale_is_over,
-            eager=eager, idle=idle, prompt=prompt, patient=_patient(job, refund), ignored=FOR_PEOPLE,
-            kept=frozenset({"submit_upscale"}), clocks=frozenset({"download_expires_at"}), in_flight=in_flight,
+            name=name, workflows=(job, refund), begin=begin, tables=(Payment, Dispute), policy=policy,
+            outside=BOOKS, acts=ACTS, budget=budget, handlers=shop.handlers, lookups=shop.lookups,
+            readers=shop.readers, invariants=checks.ALWAYS, on_step=checks.ON_STEP, at_rest=checks.AT_REST,
+            ended=checks.sale_is_over, eager=eager, idle=idle, prompt=prompt, patient=_patient(job, refund),
+            ignored=FOR_PEOPLE, kept=frozenset({"submit_upscale"}), clocks=frozenset({"download_expires_at"}),
+            in_flight=in_flight,
         )  # fmt: skip
 
     return (
         scenario("hooks", order, idle=QUIET, prompt=ALL, hooks=RECEIVERS, faults=1),
         scenario("checkout", order, idle=LINKS | WORK, slow=1, declines=1, faults=2),
         scenario("strange payments", order, idle=EARLY, strange=1, faults=1, sinks=1),
-        scenario("strange payments, held", order, idle=LATER | WORK | SLOW, hold=True, strange=2),
+        scenario("strange payments, held", order, idle=LATER | WORK | SLOW, hold=True, strange=2, returns=1),
+        scenario("payments told piece by piece", order, idle=EARLY | SLOW, strange=1, charges=0),
         scenario("unpaid retries", order, idle=EARLY, slow=1, admin_retry=1),
         scenario("upscale", paid, idle=LATER | ASKING, faults=1, late=0),
         scenario("upscale again", paid, idle=LATER | SLOW, prompt=ALL, admin_retry=1, late=0),
@@ -93,6 +96,11 @@ def sale_scenarios(job: Workflow = JOB, refund: Workflow = REFUND) -> tuple[Scen
         scenario("refunds in trouble", delivered, idle=LATER, admin_refund=1, sinks=1, faults=2),
         scenario("refunds that fail", paid, idle=QUIET, prompt=PROMPT, admin_refund=1, sinks=1),
         scenario("refunds at Stripe", paid, idle=QUIET, prompt=PROMPT, admin_refund=1, foreign=1),
+        scenario("refunds nobody tells of", delivered, idle=QUIET, admin_refund=1, mute=1),
+        scenario("refunds tried again", delivered, idle=QUIET, prompt=PROMPT, admin_refund=1, sinks=1, lost=2,
+                 buyers=1),
+        scenario("lost refunds of strange money", order, idle=EARLY | SLOW, prompt=ALL, strange=1, sinks=1, lost=1,
+                 returns=1),
         scenario("refunds told twice", delivered, idle=QUIET, admin_refund=1, foreign=1, sinks=1, copies=2),
         scenario("chargebacks", paid, idle=QUIET, prompt=PROMPT, dispute=3),
         scenario("chargebacks and refunds", paid, idle=QUIET, prompt=ALL, admin_refund=1, dispute=3),
@@ -104,6 +112,7 @@ def sale_scenarios(job: Workflow = JOB, refund: Workflow = REFUND) -> tuple[Scen
         scenario("by hand", paid, idle=QUIET, prompt=ALL, by_hand=1, admin_refund=1),
         scenario("late workers", order, idle=LATER | SLOW | WORK, slow=1, in_flight=1),
         scenario("late workers, paid", paid, idle=QUIET, prompt=ALL, admin_refund=1, admin_fail=1, in_flight=1),
+        plain_scenario([ALERT]),
     )
 
 
@@ -230,6 +239,14 @@ def _pay_elsewhere(scene: Scene, one: Session) -> None:
     pay(scene, other)
 
 
+def _ask_buyer(scene: Scene, one: MadeRefund) -> None:
+    tell_refund(scene, "updated", change(scene, "refunds", one, status="pending"))
+
+
+def _call_off(scene: Scene, one: MadeRefund) -> None:
+    tell_refund(scene, "updated", change(scene, "refunds", one, status="canceled"))
+
+
 def _settle(scene: Scene, one: MadeRefund) -> None:
     tell_refund(scene, "updated", change(scene, "refunds", one, status="succeeded"))
 
@@ -266,11 +283,15 @@ _BUYER = (
 _STRIPE = (
     _when("Stripe settles a refund", "", _made("pending"), _settle),
     _when("the bank refuses a refund that was pending", "sinks", _made("pending"), _sink),
+    _when("the buyer says where a refund may go", "buyers", _made("requires_action"), _ask_buyer),
+    _when("a refund is called off that waits for the buyer", "", _made("requires_action"), _call_off),
     _when("the bank sends a settled refund back", "sinks", _made("succeeded"), _sink),
     _when("somebody refunds a part at Stripe's own pages", "foreign", _refundable,
           lambda scene, one: _foreign(scene, one, PART)),
     _when("somebody refunds all that is left at Stripe's own pages", "foreign", _refundable,
           lambda scene, one: _foreign(scene, one, left(scene, one))),
+    _when("somebody refunds a part at Stripe's own pages, and only the charge tells of it", "mute", _refundable,
+          lambda scene, one: _foreign(scene, one, PART, mute=True)),
     _when("the buyer disputes the payment", "dispute", _charge("none"), _dispute("created", "opened")),
     _when("the bank withdraws the money", "dispute", _charge("opened"), _dispute("funds_withdrawn", "withdrawn")),
     _when("the bank gives the money back", "dispute", _charge("withdrawn"),
@@ -280,8 +301,18 @@ _STRIPE = (
 )  # fmt: skip
 
 
-def _foreign(scene: Scene, one: Charge, cents: int) -> None:
-    add_refund(scene, one.intent, cents, "succeeded", None)
+def _foreign(scene: Scene, one: Charge, cents: int, *, mute: bool = False) -> None:
+    add_refund(scene, one.intent, cents, "succeeded", {}, mute=mute)
+
+
+def _strange_payment(scene: Scene) -> Any:
+    rows = scene.tables[Payment].values()
+    return next((row for row in rows if row.__dict__["role"] != PaymentRole.SALE), None)
+
+
+def _return(scene: Scene, payment: Any) -> None:
+    facts = {"payment_intent_id": payment.payment_intent_id}
+    scene.fire("job", JOB_ID, "return_payment", actor="admin:jane", reason="it fits no sale", facts=facts)
 
 
 # -- admins -----------------------------------------------------------------------------------------------------
@@ -300,6 +331,9 @@ _ADMIN = (
         fires("job", "override", "admin_override", reason="by hand", target=str(target), effects=True)
         for target in JobStatus
     ),
+    fires("refund", "retry", "lost"),
+    fires("refund", "settle_elsewhere", "lost", reason="by bank transfer"),
+    _when("an admin gives back what fits no sale", "returns", _strange_payment, _return),
     fires("job", "renew_download", "admin_files"),
     fires("job", "resend", "admin_files"),
     fires("job", "amend", "admin_files", fields={"post_id": 7}),

@@ -8,14 +8,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from smi_workflow.jobs.model import Job, JobStatus, Payment, PaymentRole, PaymentStatus, Refund, RefundState
+from smi_workflow.jobs.model import (
+    LOST,
+    UNDER_WAY,
+    Job,
+    JobStatus,
+    Payment,
+    PaymentRole,
+    PaymentStatus,
+    Refund,
+    RefundState,
+)
 from smi_workflow.simulation.model import Scene
 from smi_workflow.simulation.model_records import Applied
 from smi_workflow.simulation.model_shop import stripe_refunded
 from smi_workflow.simulation.model_stripe import JOB_ID
 
 _WORKING = (JobStatus.PENDING, JobStatus.PROCESSING)
-_UNDER_WAY = (RefundState.REQUESTED, RefundState.SUBMITTED)
+_GIVEN_BACK = (RefundState.SUCCEEDED, RefundState.SETTLED_ELSEWHERE)
+_IN_HANDS = (*LOST, RefundState.SETTLED_ELSEWHERE)
 _PAYABLE = (("open", "unpaid"), ("complete", "unpaid"))
 _COSTLY = ("submit_upscale", "submit_refund")
 
@@ -43,8 +54,8 @@ def refunds_stay_within_the_payment(scene: Scene) -> str | None:
 def job_and_refunds_agree(scene: Scene) -> str | None:
     """What the job counts as refunding and refunded is what the refunds' own rows say."""
     job, rows = job_of(scene), refunds_of(scene)
-    under_way = sum(row.cents for row in rows if row.state in _UNDER_WAY)
-    settled = sum(row.cents for row in rows if row.state == RefundState.SUCCEEDED)
+    under_way = sum(row.cents for row in rows if row.state in UNDER_WAY)
+    settled = sum(row.cents for row in rows if row.state in _GIVEN_BACK)
     if (job.refunding_cents, job.refunded_cents) == (under_way, settled):
         return None
     return (
@@ -91,7 +102,7 @@ def held_money_leads_on(scene: Scene) -> str | None:
         return None
     if any(item.effect.name == "refund_due" for item in scene.of_visit("job", JOB_ID, job.visit)):
         return None
-    if any(row.state == RefundState.FAILED for row in refunds_of(scene)):
+    if any(row.state in LOST for row in refunds_of(scene)):
         return None
     return f"it is {job.status}, {job.refundable_cents} are held, and nothing is owed that sends them back"
 
@@ -163,7 +174,8 @@ def rows_agree_with_the_books(scene: Scene) -> str | None:
             return f"{refunded} of {charge.intent} were refunded, our row says {row.refunded_cents}"
         if row.role == PaymentRole.SALE and job.disputed_cents != charge.withdrawn_cents:
             return f"{charge.withdrawn_cents} are charged back, the job says {job.disputed_cents}"
-        if row.role == PaymentRole.SALE and job.refunded_cents != refunded:
+        elsewhere = sum(one.cents for one in refunds_of(scene) if one.state == RefundState.SETTLED_ELSEWHERE)
+        if row.role == PaymentRole.SALE and job.refunded_cents != refunded + elsewhere:
             return f"{refunded} were refunded, the job says {job.refunded_cents}"
     return None
 
@@ -180,7 +192,7 @@ def strange_money_goes_back(scene: Scene) -> str | None:
             one for one in scene.tables[Refund].values()
             if one.__dict__["payment_intent_id"] == payment.payment_intent_id
         ]  # fmt: skip
-        told = any(one.state == RefundState.FAILED for one in made)
+        told = any(one.state in _IN_HANDS for one in made)
         charge = next(one for one in scene.outside["charges"] if one.intent == payment.payment_intent_id)
         if payment.refunded_cents + charge.withdrawn_cents < payment.cents and not told:
             return f"{payment.cents} {payment.currency} fit no sale, and were not sent back"

@@ -7,7 +7,7 @@ without the answer arriving, never arrive, be refused, or find the key invalid: 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,6 +15,7 @@ from smi_workflow.engine.unit import to_json
 from smi_workflow.errors import ServiceRefused, ServiceUnavailable
 from smi_workflow.intake import reduce_stripe_event
 from smi_workflow.integrations.stripe_objects import CheckoutSession, StripeRefund
+from smi_workflow.jobs.refunds import TRY
 from smi_workflow.simulation.model import START, Scene
 from smi_workflow.simulation.model_choices import Choices
 from smi_workflow.simulation.model_records import Event
@@ -22,7 +23,7 @@ from smi_workflow.simulation.model_records import Event
 T = TypeVar("T")
 JOB_ID = "job-1"
 PRICE = 384
-COUNTED = ("pending", "succeeded")
+COUNTED = ("requires_action", "pending", "succeeded")
 
 
 class Session(NamedTuple):
@@ -57,6 +58,13 @@ class MadeRefund(NamedTuple):
     cents: int
     status: str
     refund_id: str | None
+    tried: str = "1"
+
+    def metadata(self) -> dict[str, str]:
+        """What it was given to keep."""
+        if self.refund_id is None:
+            return {}
+        return {"refund_id": self.refund_id, **({TRY: self.tried} if self.tried != "1" else {})}
 
 
 class Desk:
@@ -105,7 +113,7 @@ class ModelStripe:
 
         return self._desk.call("stripe", do)
 
-    def find_checkout_session(self, *, job_id: str, since: object) -> CheckoutSession | None:
+    def find_checkout_session(self, *, job_id: str, since: object, until: object) -> CheckoutSession | None:
         """The newest page that was ever opened."""
         sessions = self._books("sessions")
         return self._desk.call("stripe", lambda: _session(sessions[-1]) if sessions else None, changes=False)
@@ -131,16 +139,17 @@ class ModelStripe:
 
         def do() -> StripeRefund:
             scene = self._desk.scene
-            made = [one for one in self._books("refunds") if one.refund_id == metadata["refund_id"]]
-            if made:
-                return _refund(scene, made[0])
+            given = {name: value for name, value in metadata.items() if name != "job_id"}
+            made = next((one for one in self._books("refunds") if one.metadata() == given), None)
+            if made is not None:
+                return _refund(scene, made)
             charge = next((one for one in self._books("charges") if one.intent == payment_intent), None)
             if charge is None or amount_cents > left(scene, charge):
                 scene.outside["overdrawn"] = True
                 raise ServiceRefused("stripe", "more than is left", code="charge_already_refunded", status=400)
-            status = self._desk.choices.choose(("succeeded", "pending"))
-            made_now = add_refund(scene, payment_intent, amount_cents, status, metadata["refund_id"])
-            return _refund(scene, made_now)
+            ways = ("succeeded", "pending", *(("requires_action",) if "buyers" in _budget(scene) else ()))
+            status = self._desk.choices.choose(ways)
+            return _refund(scene, add_refund(scene, payment_intent, amount_cents, status, metadata))
 
         return self._desk.call("stripe", do)
 
@@ -217,14 +226,40 @@ def pay(scene: Scene, one: Session, **strange: Any) -> None:
     scene.outside["charges"] = (*scene.outside["charges"], charge)
     kind = "async_payment_succeeded" if one.status == "complete" else "completed"
     tell_session(scene, kind, paid)
+    tell_charged(scene, charge)
 
 
-def add_refund(scene: Scene, intent: str, cents: int, status: str, refund_id: str | None) -> MadeRefund:
-    """A refund is in the books, and an event tells of it."""
-    made = MadeRefund(f"re_{len(scene.outside['refunds']) + 1}", intent, cents, status, refund_id)
+def add_refund(
+    scene: Scene, intent: str, cents: int, status: str, metadata: dict[str, str], *, mute: bool = False
+) -> MadeRefund:
+    """A refund is in the books, and an event tells of it; where it is mute, only the charge's does."""
+    made = MadeRefund(
+        f"re_{len(scene.outside['refunds']) + 1}", intent, cents, status, metadata.get("refund_id"),
+        metadata.get(TRY, "1"),
+    )  # fmt: skip
     scene.outside["refunds"] = (*scene.outside["refunds"], made)
-    tell_refund(scene, "created", made)
+    if not mute:
+        tell_refund(scene, "created", made)
+    if "mute" in _budget(scene):
+        charge = next(charge for charge in scene.outside["charges"] if charge.intent == intent)
+        gone = sum(one.cents for one in scene.outside["refunds"] if one.intent == intent and one.status in COUNTED)
+        tell(
+            scene, "charge.refunded", id=f"ch_{intent}", payment_intent=intent, amount_refunded=gone,
+            status=f"{gone} refunded", livemode=charge.livemode,
+        )  # fmt: skip
     return made
+
+
+def tell_charged(scene: Scene, charge: Charge) -> None:
+    """What Stripe tells beside the session's own event."""
+    about: dict[str, Any] = {"metadata": {"job_id": JOB_ID}, "livemode": charge.livemode, "status": "succeeded"}
+    if "charges" in _budget(scene):
+        tell(scene, "charge.succeeded", id=f"ch_{charge.intent}", payment_intent=charge.intent, **about)
+        tell(scene, "payment_intent.succeeded", id=charge.intent, **about)
+
+
+def _budget(scene: Scene) -> Mapping[str, int]:
+    return scene.plan.scenario.budget
 
 
 def tell_refund(scene: Scene, kind: str, one: MadeRefund) -> None:
@@ -233,7 +268,7 @@ def tell_refund(scene: Scene, kind: str, one: MadeRefund) -> None:
     tell(
         scene, f"refund.{kind}", copies=scene.plan.scenario.budget.get("copies", 1), id=one.id, amount=one.cents,
         currency=charge.currency, payment_intent=one.intent, status=one.status, livemode=charge.livemode,
-        metadata={"refund_id": one.refund_id} if one.refund_id else {},
+        metadata=one.metadata(),
     )  # fmt: skip
 
 
@@ -257,5 +292,5 @@ def _refund(scene: Scene, one: MadeRefund) -> StripeRefund:
     charge = next(charge for charge in scene.outside["charges"] if charge.intent == one.intent)
     return StripeRefund(
         id=one.id, status=one.status, amount_cents=one.cents, currency=charge.currency, payment_intent=one.intent,
-        charge=None, failure_reason=None, metadata={"refund_id": one.refund_id} if one.refund_id else {},
+        charge=None, failure_reason=None, metadata=one.metadata(),
     )  # fmt: skip

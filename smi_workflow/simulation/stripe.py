@@ -63,6 +63,7 @@ class Refund:
     cents: int
     currency: str
     metadata: Mapping[str, str]
+    livemode: bool = False
     status: str = "pending"
     failure_reason: str | None = None
 
@@ -120,7 +121,7 @@ class SimulatedStripe(StripeApi):
 
         return self._keyed("expire session", key, (session_id,), expire)
 
-    def find_checkout_session(self, *, job_id: str, since: datetime) -> CheckoutSession | None:
+    def find_checkout_session(self, *, job_id: str, since: datetime, until: datetime) -> CheckoutSession | None:
         def find() -> CheckoutSession | None:
             found = [session for session in self.books.sessions.values() if session.job_id == job_id]
             return self._session(found[-1]) if found else None
@@ -225,46 +226,56 @@ class SimulatedStripe(StripeApi):
 
     def refund(self, charge: Charge, cents: int, metadata: Mapping[str, str]) -> Refund:
         """Send money back, by our call or from the dashboard."""
-        refund = Refund(self._id("re"), charge.intent, cents, charge.currency, metadata)
+        refund = Refund(self._id("re"), charge.intent, cents, charge.currency, metadata, charge.livemode)
         self.books.refunds[refund.id] = refund
         charge.refunded_cents += cents
         faults = self._stage.faults
         if faults.strikes("refund"):
             wait = self._stage.random.choice((600.0, 90_000.0, 300_000.0))
-            fails = self._stage.random.random() < 0.4
-            status = "failed" if fails else "succeeded"
+            status = self._stage.random.choice(("failed", "succeeded", "succeeded", "canceled"))
+            if self._stage.random.random() < 0.3:
+                # The buyer must say where the money goes; then the bank takes its time.
+                refund.status = "requires_action"
+                self._stage.spawn(f"buyer of {refund.id}", lambda: self._move(refund, "pending"), after=wait / 2)
             self._stage.spawn(f"stripe {refund.id}", lambda: self._move(refund, status), after=wait)
         else:
             refund.status = "succeeded"
             if faults.strikes("refund"):
                 self._stage.spawn(f"bank {refund.id}", lambda: self._move(refund, "failed"), after=86_400.0)
         self._tell("refund.created", self._refund_body(refund))
-        self._tell("charge.refunded", {"id": charge.charge, "payment_intent": charge.intent})
+        body = {"id": charge.charge, "payment_intent": charge.intent, "livemode": charge.livemode}
+        self._tell("charge.refunded", {**body, "amount_refunded": charge.refunded_cents})
         return refund
 
     def dispute(self, charge: Charge, *, withdraws: bool, won: bool) -> None:
         """The buyer has gone to the bank."""
+        taken = charge.cents - charge.refunded_cents if withdraws else 0
+        # Some of them name the charge alone.
+        intent = charge.intent if self._stage.random.random() < 0.5 else None
         body = {
-            "id": self._id("dp"), "charge": charge.charge, "payment_intent": charge.intent,
-            "amount": charge.cents - charge.refunded_cents, "currency": charge.currency, "reason": "fraudulent",
+            "id": self._id("dp"), "charge": charge.charge, "payment_intent": intent, "amount": taken,
+            "currency": charge.currency, "reason": "fraudulent", "livemode": charge.livemode,
         }  # fmt: skip
-        self._tell("charge.dispute.created", {**body, "status": "needs_response"})
-        if withdraws and body["amount"]:
-            charge.withdrawn_cents = int(str(body["amount"]))
-            self._tell("charge.dispute.funds_withdrawn", body)
-        self._stage.sleep(self._stage.random.choice((3_600.0, 864_000.0)))
-        if won and charge.withdrawn_cents:
+        moved = [{"amount": -taken}] if taken and self._stage.random.random() < 0.5 else []
+        status = "needs_response" if taken else "warning_needs_response"
+        charge.withdrawn_cents = taken
+        self._tell("charge.dispute.created", {**body, "status": status, "balance_transactions": moved})
+        if taken:
+            self._tell("charge.dispute.funds_withdrawn", {**body, "status": status})
+        self._stage.sleep(self._stage.random.choice((0.0, 3_600.0, 864_000.0)))
+        if won and taken:
             charge.withdrawn_cents = 0
-            self._tell("charge.dispute.funds_reinstated", body)
-        self._tell("charge.dispute.closed", {**body, "status": "won" if won else "lost"})
+            self._tell("charge.dispute.funds_reinstated", {**body, "status": "won"})
+        ended = ("won" if won else "lost") if taken else "warning_closed"
+        self._tell("charge.dispute.closed", {**body, "status": ended})
 
     # -- small parts ----------------------------------------------------------------------------------------------
 
     def _move(self, refund: Refund, status: str) -> None:
         refund.status = status
-        if status == "failed":
+        if status in ("failed", "canceled"):
             self.books.charges[refund.intent].refunded_cents -= refund.cents
-            refund.failure_reason = "expired_or_canceled_card"
+            refund.failure_reason = "expired_or_canceled_card" if status == "failed" else None
         self._tell("refund.failed" if status == "failed" else "refund.updated", self._refund_body(refund))
         self._tell("charge.refund.updated", self._refund_body(refund))
 
@@ -315,10 +326,9 @@ class SimulatedStripe(StripeApi):
 
     def _tell_charged(self, charge: Charge) -> None:
         metadata = {"job_id": charge.job_id}
-        self._tell("payment_intent.succeeded", {"id": charge.intent, "metadata": metadata})
-        self._tell(
-            "charge.succeeded", {"id": charge.charge, "payment_intent": charge.intent, "metadata": metadata}
-        )
+        about = {"metadata": metadata, "livemode": charge.livemode}
+        self._tell("payment_intent.succeeded", {"id": charge.intent, **about})
+        self._tell("charge.succeeded", {"id": charge.charge, "payment_intent": charge.intent, **about})
 
     @staticmethod
     def _session_body(session: Session, livemode: bool) -> dict[str, Any]:
@@ -334,6 +344,7 @@ class SimulatedStripe(StripeApi):
         return {
             "id": refund.id, "payment_intent": refund.intent, "amount": refund.cents, "currency": refund.currency,
             "status": refund.status, "failure_reason": refund.failure_reason, "metadata": dict(refund.metadata),
+            "livemode": refund.livemode,
         }  # fmt: skip
 
     def _id(self, prefix: str) -> str:

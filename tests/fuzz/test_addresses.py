@@ -235,7 +235,7 @@ def test_a_stripe_that_lies_is_an_error_of_its_own(answer: bytes) -> None:
         try:
             for call in (
                 lambda: client.retrieve_checkout_session("cs_1"),
-                lambda: client.find_checkout_session(job_id="job-1", since=NOW),
+                lambda: client.find_checkout_session(job_id="job-1", since=NOW, until=NOW),
                 lambda: client.retrieve_payment_intent("pi_1"),
                 lambda: client.list_refunds(payment_intent="pi_1"),
                 lambda: client.retrieve_charge_intent("ch_1"),

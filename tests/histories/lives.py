@@ -287,6 +287,48 @@ def refunded_at_the_dashboard(sales: Sales) -> None:
 
 
 @life
+def refund_called_off_and_settled_elsewhere(sales: Sales) -> None:
+    sales.sandbox.stripe.faults.add({"refund": True}, {"kind": "requires_action"})
+    job = sales.completed()
+    fire(sales, job, "refund")
+    settle(sales)
+    (row,) = sales.refunds(job.job_id)
+    sales.lever(f"refunds/{row.stripe_refund_id}/settle", outcome="canceled")
+    settle(sales)
+    sales.app.jobs.fire_refund(row.refund_id, "settle_elsewhere", actor=JANE, reason="by bank transfer")
+
+
+@life
+def refund_failed_and_tried_again(sales: Sales) -> None:
+    sales.sandbox.stripe.faults.add({"refund": True}, {"kind": "failed"})
+    job = sales.completed()
+    fire(sales, job, "refund")
+    settle(sales)
+    (row,) = sales.refunds(job.job_id)
+    sales.app.jobs.fire_refund(row.refund_id, "retry", actor=JANE, reason="the account is topped up")
+    settle(sales)
+
+
+@life
+def refunded_at_the_dashboard_and_told_by_the_charge(sales: Sales) -> None:
+    job = sales.processing()
+    sales.lever("dashboard/refunds", payment_intent=job.stripe_payment_intent_id, amount=20)
+    sales.deliver("charge.refunded")
+    sales.run_down(hold=("poll_upscale",), minutes=10)
+
+
+@life
+def wrong_amount_given_back_by_hand(sales: Sales) -> None:
+    sales.sandbox.stripe.faults.add({"refund": True}, {"kind": "failed"})
+    job = sales.order()
+    sales.pay(job, amount=40)
+    settle(sales)
+    (payment,) = sales.payments(job.job_id)
+    fire(sales, job, "return_payment", payment_intent_id=payment.payment_intent_id)
+    settle(sales)
+
+
+@life
 def charged_back_and_won(sales: Sales) -> None:
     job = sales.processing()
     dispute = sales.lever("dashboard/disputes", payment_intent=job.stripe_payment_intent_id)

@@ -50,8 +50,8 @@ def test_a_sale_from_checkout_to_refund(sandbox: Sandbox, api: StripeApi) -> Non
     session = open_session(api)
     assert open_session(api) == session
     assert (session.status, session.payment_status, session.amount_total_cents) == ("open", "unpaid", 384)
-    assert api.find_checkout_session(job_id="job_1", since=start) == session
-    assert api.find_checkout_session(job_id="job_2", since=start) is None
+    assert api.find_checkout_session(job_id="job_1", since=start, until=datetime.now(UTC)) == session
+    assert api.find_checkout_session(job_id="job_2", since=start, until=datetime.now(UTC)) is None
     paid = requests.post(f"{sandbox.stripe.url}/_sandbox/stripe/sessions/{session.id}/pay", json={}, timeout=10)
     assert paid.status_code == 200, paid.text
 
@@ -105,7 +105,7 @@ def test_more_sessions_than_fit_one_page(api: StripeApi) -> None:
     start = datetime.now(UTC)
     for number in range(105):
         open_session(api, f"job_{number}", f"effect-{number}")
-    found = api.find_checkout_session(job_id="job_0", since=start)
+    found = api.find_checkout_session(job_id="job_0", since=start, until=datetime.now(UTC))
     assert found is not None
     assert found.metadata == {"job_id": "job_0"}
 

@@ -26,7 +26,7 @@ from smi_workflow.engine.tables import Tables
 from smi_workflow.engine.workflow import Workflow
 from smi_workflow.errors import EngineError, InvalidInput, ServiceRefused, ServiceUnavailable
 from smi_workflow.jobs.lifecycle import JOB
-from smi_workflow.jobs.model import Job, Payment, Refund
+from smi_workflow.jobs.model import Dispute, Job, Payment, Refund
 from smi_workflow.jobs.refunds import REFUND
 from smi_workflow.simulation.model import START, Plan, Scenario, Scene
 from smi_workflow.simulation.model_records import CLAIMED, KEPT, Applied, OpenEffect
@@ -286,7 +286,8 @@ def _sale_ends(name: str, scene: Scene) -> list[End]:
 
 
 SALE = World(
-    flows=(JOB, REFUND), models=(Job, Refund, Payment), columns={**job_columns("job-1"), "created_at": START},
+    flows=(JOB, REFUND), models=(Job, Refund, Payment, Dispute),
+    columns={**job_columns("job-1"), "created_at": START},
     tries=(
         ("job", "checkout_opened", WAYS["create_checkout"][0][1]), ("job", "payment_received", PAYMENT),
         ("job", "payment_received", {**PAYMENT, "amount_cents": 1}),
@@ -302,6 +303,13 @@ SALE = World(
         }),
         ("job", "dispute_opened", {"dispute_id": "dp", "withdrawn_cents": 384}),
         ("job", "dispute_closed", {"dispute_id": "dp", "withdrawn_cents": 0}),
+        ("job", "dispute_opened", {"dispute_id": "dp_2", "withdrawn_cents": 100}),
+        ("job", "charge_noted", {"payment_intent_id": "pi_1", "charge_id": "ch_1"}),
+        ("job", "refunds_differ", {"payment_intent_id": "pi_1"}),
+        ("job", "return_payment", {"payment_intent_id": "pi_2"}),
+        ("job", "return_payment", {"payment_intent_id": "pi_2", "amount_cents": 60}),
+        ("refund", "retry", {}), ("refund", "settle_elsewhere", {}), ("refund", "pending", BACK),
+        ("refund", "cancel", {"code": "x", "stripe_refund_id": "re_1"}),
         ("job", "override", {"target": "completed"}), ("job", "override", {"target": "pending", "effects": True}),
         ("job", "renew_download", {}), ("job", "resend", {}), ("job", "erase", {}), ("job", "purge", {}),
         ("job", "amend", {"fields": {"post_id": 7}}), ("refund", "succeed", BACK),

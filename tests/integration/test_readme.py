@@ -16,6 +16,7 @@ import pytest
 import typer.main
 from packaging.requirements import Requirement
 
+from smi_workflow.app import WORKFLOWS
 from smi_workflow.cli.main import app as cli
 from smi_workflow.engine.picture import svg
 from smi_workflow.integrations.hooks import HookPoster
@@ -42,9 +43,9 @@ def commands(group: Any, path: tuple[str, ...] = ("smi",)) -> list[str]:
 @pytest.mark.parametrize(
     "name",
     [
-        *(state.name for flow in (JOB, REFUND) for state in flow.states),
-        *(trigger for flow in (JOB, REFUND) for trigger in flow.triggers()),
-        *(effect for flow in (JOB, REFUND) for effect in flow.effects()),
+        *(state.name for flow in WORKFLOWS for state in flow.states),
+        *(trigger for flow in WORKFLOWS for trigger in flow.triggers()),
+        *(effect for flow in WORKFLOWS for effect in flow.effects()),
         *(f"SMI_{name.upper()}" for name in Settings.model_fields),
     ],
 )

@@ -15,6 +15,7 @@ from unittest.mock import patch
 import pytest
 from typer.testing import CliRunner
 
+from smi_workflow.app import WORKFLOWS
 from smi_workflow.cli import simulate as cli
 from smi_workflow.cli.main import app as smi
 from smi_workflow.effects.registry import HANDLERS
@@ -24,8 +25,6 @@ from smi_workflow.errors import InvalidInput
 from smi_workflow.intake import StripeReader
 from smi_workflow.integrations.stripe_api import StripeApi
 from smi_workflow.jobs import changes
-from smi_workflow.jobs.lifecycle import JOB
-from smi_workflow.jobs.refunds import REFUND
 from smi_workflow.simulation.faults import RATES, read_rates
 from smi_workflow.simulation.own import OwnWorkflow, OwnWorld
 from smi_workflow.simulation.sale import Sale
@@ -78,7 +77,7 @@ def test_nothing_is_declared_that_the_simulation_cannot_produce() -> None:
 def _missing(
     triggers: Counter[str], effects: Counter[str], events: Counter[str], faults: Counter[str]
 ) -> dict[str, set[str]]:
-    declared = {f"{flow.name} {name}" for flow in (JOB, REFUND) for name in (*flow.triggers(), flow.started_by)}
+    declared = {f"{flow.name} {name}" for flow in WORKFLOWS for name in (*flow.triggers(), flow.started_by)}
     readers = set(_stripe_kinds())
     missing = {
         "triggers": declared - set(triggers), "effects": set(HANDLERS) - set(effects),

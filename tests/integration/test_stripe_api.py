@@ -177,19 +177,35 @@ def test_a_session_that_cannot_be_expired_is_not_called_closed(server: FakeStrip
 def test_a_session_is_found_on_a_later_page(server: FakeStripe, api: StripeApi) -> None:
     others = [{**SESSION, "id": f"cs_{number}", "metadata": {"job_id": "other"}} for number in (5, 4)]
     server.answers = [listing(*others, more=True), listing({**SESSION, "metadata": None}, SESSION)]
-    found = api.find_checkout_session(job_id="job_1", since=SOON)
+    found = api.find_checkout_session(job_id="job_1", since=SOON, until=SOON)
     assert found is not None
     assert found.id == "cs_1"
     first, second = server.requests
-    since = str(int((SOON - timedelta(minutes=5)).timestamp()))
+    start = int((SOON - timedelta(minutes=5)).timestamp())
+    created = {"gte": str(start), "lt": str(start + 601)}
     assert first.path == second.path == "/v1/checkout/sessions"
-    assert first.parameters == {"created": {"gte": since}, "limit": "100"}
-    assert second.parameters == {"created": {"gte": since}, "limit": "100", "starting_after": "cs_4"}
+    assert first.parameters == {"created": created, "limit": "100"}
+    assert second.parameters == {"created": created, "limit": "100", "starting_after": "cs_4"}
 
 
 def test_no_session_is_found(server: FakeStripe, api: StripeApi) -> None:
     server.answers = [listing()]
-    assert api.find_checkout_session(job_id="job_1", since=SOON) is None
+    assert api.find_checkout_session(job_id="job_1", since=SOON, until=SOON) is None
+
+
+def test_a_long_time_is_looked_through_in_parts(server: FakeStripe, api: StripeApi) -> None:
+    """The whole of it without a gap, each second once, and no further once it is found."""
+    server.respond = lambda _: listing()
+    assert api.find_checkout_session(job_id="job_1", since=SOON, until=SOON + timedelta(hours=5)) is None
+    spans: list[Any] = [request.parameters["created"] for request in server.requests]
+    assert len(spans) == 11
+    assert spans[0]["gte"] == str(int((SOON - timedelta(minutes=5)).timestamp()))
+    assert [span["lt"] for span in spans[:-1]] == [span["gte"] for span in spans[1:]]
+    assert spans[-1]["lt"] == str(int((SOON + timedelta(hours=5, minutes=5)).timestamp()) + 1)
+    server.requests.clear()
+    server.respond = lambda _: listing(SESSION if len(server.requests) == 3 else {**SESSION, "metadata": None})
+    assert api.find_checkout_session(job_id="job_1", since=SOON, until=SOON + timedelta(hours=5)) is not None
+    assert len(server.requests) == 3
 
 
 def test_a_list_that_does_not_move_on_ends(server: FakeStripe, api: StripeApi) -> None:

@@ -138,7 +138,7 @@ def test_every_request_fits_stripes_description(server: FakeStripe, api: NotedAp
     create(api, email=None)
     api.retrieve_checkout_session("cs_1")
     api.expire_checkout_session("cs_1", key="effect-3")
-    api.find_checkout_session(job_id="nobody", since=SOON)
+    api.find_checkout_session(job_id="nobody", since=SOON, until=SOON)
     api.retrieve_payment_intent("pi_1")
     refund(api)
     refund(api, reason=None, metadata={})

@@ -36,14 +36,15 @@ def assert_money_balances(app: App, job_id: str, ledger: Mapping[str, Any]) -> N
         assert (book["captured"], book["currency"]) == (payment.cents, payment.currency)
         mine = [refund for refund in refunds if refund.payment_intent_id == payment.payment_intent_id]
         settled = sum(refund.cents for refund in mine if refund.state == "succeeded")
-        under_way = sum(refund.cents for refund in mine if refund.state in ("requested", "submitted"))
+        under_way = sum(refund.cents for refund in mine if refund.state in ("requested", "submitted", "pending"))
+        elsewhere = sum(refund.cents for refund in mine if refund.state == "settled_elsewhere")
         assert payment.refunded_cents == settled
         assert settled <= book["refunded"] <= settled + under_way, "Stripe has sent what we know of, and no more"
-        assert settled + under_way <= payment.cents, "never more than was paid"
+        assert settled + under_way + elsewhere <= payment.cents, "never more than was paid"
         if payment.role == "sale":
-            assert (job.refunded_cents, job.refunding_cents) == (settled, under_way)
+            assert (job.refunded_cents, job.refunding_cents) == (settled + elsewhere, under_way)
             assert job.disputed_cents == book["charged_back"]
-            kept = job.paid_cents - job.refunded_cents - job.disputed_cents
+            kept = job.paid_cents - settled - job.disputed_cents
             assert kept - under_way <= book["net"] <= kept
     if not sales:
         assert (job.refunded_cents, job.refunding_cents, job.disputed_cents) == (0, 0, 0)

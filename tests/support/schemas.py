@@ -17,8 +17,7 @@ def rows(database: Database, sql: str) -> list[tuple[Any, ...]]:
 
 
 def models(database: Database, prefix: str) -> list[type[peewee.Model]]:
-    sale = JobTables.bound_to(database, prefix)
-    return [*Tables.bound_to(database, prefix).all(), sale.jobs, sale.payments, sale.refunds]
+    return [*Tables.bound_to(database, prefix).all(), *JobTables.bound_to(database, prefix).all()]
 
 
 def schema(database: Database, prefix: str) -> list[tuple[Any, ...]]:

@@ -56,6 +56,21 @@ def test_a_declined_card_says_why() -> None:
 
 
 @pytest.mark.parametrize(
+    ("moved", "told"),
+    [
+        (None, (None, None)),
+        ([], (False, False)),
+        ([{"amount": -384}], (True, False)),
+        ([{"amount": -384}, {"amount": 384}], (True, True)),
+        ([7, None, {}, {"amount": "1"}], (False, False)),
+    ],
+)
+def test_a_dispute_tells_what_it_has_moved_so_far(moved: Any, told: tuple[bool | None, bool | None]) -> None:
+    kept = reduce_stripe_event(event({"id": "dp_1", "balance_transactions": moved}))["object"]
+    assert (kept.get("was_taken"), kept.get("was_returned")) == told
+
+
+@pytest.mark.parametrize(
     "broken",
     [
         {},
@@ -103,9 +118,7 @@ def read(kind: str, thing: dict[str, Any]) -> Any:
     return StripeReader(NOBODY)(row)
 
 
-@pytest.mark.parametrize(
-    "kind", ["payment_intent.succeeded", "charge.succeeded", "charge.refunded", "customer.created", "", "x" * 100]
-)
+@pytest.mark.parametrize("kind", ["charge.updated", "payment_intent.created", "customer.created", "", "x" * 100])
 def test_events_that_mean_nothing_are_ignored_whatever_the_state(kind: str) -> None:
     assert read(kind, {"id": "x"}) == Ignore(f"{kind} changes nothing here")
 

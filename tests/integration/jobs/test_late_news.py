@@ -48,7 +48,8 @@ def test_a_refund_made_at_stripe_that_failed_has_failed_in_whatever_order_we_are
     after = sales.job(job.job_id)
     assert (after.refunded_cents, after.refunding_cents, after.refundable_cents) == (0, 0, after.paid_cents)
     [row] = sales.refunds(job.job_id)
-    assert (row.state, row.stripe_refund_id, row.cents) == ("failed", "re_elsewhere", 20)
+    ended = "canceled" if "canceled" in order else "failed"
+    assert (row.state, row.stripe_refund_id, row.cents, row.tries) == (ended, "re_elsewhere", 20, 0)
     # A life of its own, from its first row, and nothing that would ask Stripe for it again.
     history = [item.trigger for item in sales.app.engine.history("refund", row.refund_id)]
     assert history[:2] == ["request", "found_at_stripe"]

@@ -70,8 +70,8 @@ class Line:
 
     def given(self, job_id: str) -> dict[str, Any]:
         """The facts; a payment intent is any job's own."""
-        own = {"payment_intent_id": f"pi_new_{job_id}"} if "payment_intent_id" in self.facts else {}
-        return {**self.facts, **own}
+        named = {"payment_intent_id": f"pi_new_{job_id}", "dispute_id": f"dp_{job_id}"}
+        return {**self.facts, **{name: value for name, value in named.items() if name in self.facts}}
 
     def expected(self) -> dict[str, str]:
         """State → `>state`, `` (stays) or `!guard`; without those that do not know it."""
@@ -98,6 +98,7 @@ LINES = (
          "payment_status failed_at failure_code", UNPAID),
     Line("payment_unexpected", "*", {**PAYMENT, "amount_cents": 999}, "", TOLD),
     Line("payment_unexpected", "wait!payment_fits_no_sale gone!payment_fits_no_sale *", PAYMENT, "", TOLD),
+    Line("charge_noted", "*", {"payment_intent_id": "pi_1", "charge_id": "ch_1"}),
     Line("abandon", "wait>gone", {"session_status": "expired"}, "", {"expire_session": None}),
     Line("abandon", "wait>gone", {"session_status": "spent"}),
     Line("abandon", "wait!nothing_can_be_paid", {"session_status": "open"}),
@@ -150,12 +151,23 @@ LINES = (
     Line("refund_failed", "*", {"amount_cents": 100, "refund_id": "r1", "role": "sale"}, "refunding_cents", TOLD,
          {"refunding_cents": 384}),
     Line("refund_failed", "*", {"amount_cents": 100, "refund_id": "r1", "role": "surplus"}, "", TOLD),
+    Line("refund_settled", "wait!refund_was_under_way gone!refund_was_under_way pend>fail proc>fail done fail",
+         {"amount_cents": 384, "is_ours": True, "elsewhere": True, "role": "sale"},
+         "refunded_cents refunded_at refund_amount failed_at failure_code", UNPAID),
+    Line("refund_retried", "wait!refund_is_possible gone!refund_is_possible pend>fail proc>fail done fail",
+         {"amount_cents": 384, "refund_id": "r1"}, "refunding_cents failed_at failure_code", UNPAID),
+    Line("refund_retried", "wait!refund_is_possible gone!refund_is_possible *",
+         {"amount_cents": 100, "refund_id": "r1"}, "refunding_cents"),
+    Line("refunds_differ", "*", {"payment_intent_id": "pi_1"}, "", {"find_refunds": NOW}),
+    Line("return_payment", "*!payment_is_strange", {"payment_intent_id": "pi_1"}, reason="it fits no sale"),
+    Line("return_payment", "*!reason_is_given", {"payment_intent_id": "pi_1"}),
     Line("dispute_opened", "pend>fail proc>fail *", {"dispute_id": "dp_1", "withdrawn_cents": 384},
          "disputed_cents failed_at failure_code", {**TOLD, **UNPAID}),
     Line("dispute_opened", "*", {"dispute_id": "dp_1", "withdrawn_cents": None}, "", TOLD),
     Line("dispute_opened", "*", {"dispute_id": "dp_1", "withdrawn_cents": 384, "role": "surplus"}, "", TOLD),
     Line("dispute_closed", "*", {"dispute_id": "dp_1", "withdrawn_cents": 0}, "disputed_cents", TOLD,
          {"disputed_cents": 384}),
+    Line("dispute_closed", "*", {"dispute_id": "dp_1", "withdrawn_cents": None}, "", TOLD),
     *(Line("override", f"*>{short}" if short in ("pend", "proc", "fail") else
            f"done>{short} *!target_is_sound" if short == "done" else
            f"wait>{short} gone>{short} *!target_is_sound",
@@ -236,7 +248,7 @@ def _owed(desk: Desk, line: Line, entered: Job | None, job_id: str) -> list[str]
         expected = {**expected, **line.owes}
     else:
         expected = {name: due for name, due in line.owes.items() if name != "refund_due"}
-        if line.trigger == "dispute_closed" and desk.job(job_id).status == "failed":
+        if line.facts.get("withdrawn_cents") == 0 and desk.job(job_id).status == "failed":
             expected["refund_due"] = 30 * MINUTE  # the money is ours again, and still not the shop's to keep
     wanted = {name: due for name, due in expected.items() if due is not None}
     owed = desk.owed(job_id)
@@ -275,7 +287,7 @@ def test_an_override_sets_deadlines_and_asks_for_nothing_else_unless_told(desk: 
 # What a person may fire; all else reports what an effect or a provider did.
 BY_HAND = {
     "fail", "retry", "renew_download", "expire_download", "resend", "amend", "correct_costs", "erase", "purge",
-    "refund", "override",
+    "refund", "return_payment", "override",
 }  # fmt: skip
 
 
@@ -289,7 +301,7 @@ def test_nobody_makes_true_by_hand_what_only_a_report_can_say(desk: Desk) -> Non
                 desk.fire(job_id, trigger, actor, "", refund_id="r", amount_cents=1, withdrawn_cents=1)
 
 
-REFUND_STATES = ("requested", "submitted", "succeeded", "failed")
+REFUND_STATES = ("requested", "submitted", "pending", "succeeded", "settled_elsewhere", "failed", "canceled")
 
 
 def _stripe_says(refund_id: str, **changes: Any) -> dict[str, Any]:
@@ -300,18 +312,37 @@ def _stripe_says(refund_id: str, **changes: Any) -> dict[str, Any]:
 REFUND_LINES: Mapping[str, Mapping[str, str | None]] = {
     # A refund that was settled can still come back: the bank says so.
     "submitted": {"requested": "submitted"},
-    "succeed": {"requested": "succeeded", "submitted": "succeeded"},
-    "fail": {"requested": "failed", "submitted": "failed", "succeeded": "failed"},
-    "overdue": {"requested": None, "submitted": None},
+    "pending": {"requested": "pending", "submitted": "pending"},
+    "succeed": {"requested": "succeeded", "submitted": "succeeded", "pending": "succeeded"},
+    "fail": {"requested": "failed", "submitted": "failed", "pending": "failed", "succeeded": "failed"},
+    "cancel": {"requested": "canceled", "submitted": "canceled", "pending": "canceled"},
+    "overdue": {"requested": None, "submitted": None, "pending": None},
+    "retry": {"failed": "requested", "canceled": "requested"},
+    "settle_elsewhere": {"failed": "settled_elsewhere", "canceled": "settled_elsewhere"},
     # Only for those that Stripe made: they are put on record and found in one commit.
     "found_at_stripe": {},
 }
 REFUND_OWES: Mapping[str, Mapping[str, timedelta]] = {
     "requested": {"submit_refund": NOW, "refund_overdue": 3 * DAY},
     "submitted": {"check_refund": HOUR, "refund_overdue": 3 * DAY},
+    "pending": {"check_refund": HOUR, "refund_overdue": 3 * DAY},
     "succeeded": {},
     "failed": {"tell_admin": NOW},
+    "canceled": {"tell_admin": NOW},
+    "settled_elsewhere": {},
 }
+REFUND_WAYS: Mapping[str, tuple[str, ...]] = {
+    "submitted": ("submitted",), "pending": ("pending",), "succeeded": ("succeed",), "failed": ("fail",),
+    "canceled": ("cancel",), "settled_elsewhere": ("fail", "settle_elsewhere"),
+}  # fmt: skip
+# What a person may do with a refund; all else reports what an effect or Stripe did.
+REFUND_BY_HAND = {"retry", "settle_elsewhere"}
+
+
+def _fire_refund(desk: Desk, refund_id: str, trigger: str) -> Any:
+    actor, reason = ("admin:jane", "by bank transfer") if trigger in REFUND_BY_HAND else ("stripe", "")
+    facts = {} if trigger in REFUND_BY_HAND else _stripe_says(refund_id)
+    return desk.app.engine.fire("refund", refund_id, trigger, actor=actor, reason=reason, facts=facts)
 
 
 def _refund_in(desk: Desk, state: str) -> tuple[str, str]:
@@ -320,22 +351,25 @@ def _refund_in(desk: Desk, state: str) -> tuple[str, str]:
     table = desk.app.job_tables.refunds
     refund_id = table.get(table.job_id == job_id).refund_id
     assert desk.owed(refund_id) == REFUND_OWES["requested"]
-    for trigger in {"submitted": ("submitted",), "succeeded": ("succeed",), "failed": ("fail",)}.get(state, ()):
-        desk.app.engine.fire("refund", refund_id, trigger, actor="stripe", facts=_stripe_says(refund_id))
+    for trigger in REFUND_WAYS.get(state, ()):
+        _fire_refund(desk, refund_id, trigger)
     return job_id, refund_id
 
 
 def test_every_trigger_of_a_refund_in_every_state(desk: Desk) -> None:
     assert [state.name for state in REFUND.states] == list(REFUND_STATES)
     assert set(REFUND.triggers()) == set(REFUND_LINES)
-    job_money = {"requested": (100, 0), "submitted": (100, 0), "succeeded": (0, 100), "failed": (0, 0)}
+    assert {move.trigger for move in REFUND.moves if guards.not_by_hand not in move.guards} == REFUND_BY_HAND
+    job_money = dict.fromkeys(("requested", "submitted", "pending"), (100, 0))
+    job_money |= dict.fromkeys(("succeeded", "settled_elsewhere"), (0, 100))
+    job_money |= dict.fromkeys(("failed", "canceled"), (0, 0))
     for trigger, leads in REFUND_LINES.items():
         for state in REFUND_STATES:
             job_id, refund_id = _refund_in(desk, state)
             assert (desk.job(job_id).refunding_cents, desk.job(job_id).refunded_cents) == job_money[state]
             where = f"{trigger} in {state}"
             try:
-                desk.app.engine.fire("refund", refund_id, trigger, actor="stripe", facts=_stripe_says(refund_id))
+                _fire_refund(desk, refund_id, trigger)
             except (TransitionNotAllowed, GuardRefused) as refusal:
                 assert state not in leads, where
                 assert refusal.state == state
@@ -345,10 +379,12 @@ def test_every_trigger_of_a_refund_in_every_state(desk: Desk) -> None:
             row = desk.app.engine.read("refund", refund_id)
             assert row.state == to, where
             assert (desk.job(job_id).refunding_cents, desk.job(job_id).refunded_cents) == job_money[to], where
-            owed = {**REFUND_OWES[to], **({"tell_admin": NOW} if trigger == "overdue" else {})}
+            told = trigger == "overdue" or (trigger in REFUND_BY_HAND)
+            owed = {**REFUND_OWES[to], **({"tell_admin": NOW} if told else {})}
             assert desk.owed(refund_id) == owed, where
             payments = desk.app.job_tables.payments
-            assert payments.get(payments.job_id == job_id).refunded_cents == job_money[to][1], where
+            at_stripe = job_money[to][1] if to != "settled_elsewhere" else 0
+            assert payments.get(payments.job_id == job_id).refunded_cents == at_stripe, where
 
 
 def test_a_refund_that_is_not_ours_to_settle_is_refused(desk: Desk) -> None:

@@ -121,7 +121,7 @@ def test_a_refund_that_stripe_loses_is_released_and_told(sales: Sales, status: s
     sales.balances(job.job_id)
     if status == "pending":
         (row,) = sales.refunds(job.job_id)
-        assert (row.state, sales.job(job.job_id).refunding_cents) == ("submitted", 50)
+        assert (row.state, sales.job(job.job_id).refunding_cents) == ("pending", 50)
         sales.lever(f"refunds/{row.stripe_refund_id}/settle", outcome="failed")
         sales.deliver()
         sales.work()
@@ -180,7 +180,7 @@ def test_a_refund_that_nobody_settles_is_told_after_three_days(sales: Sales) -> 
     sales.advance(hours=72)
     sales.work()
     assert len(sales.mails("refund overdue")) == 1
-    assert sales.refunds(job.job_id)[0].state == "submitted"
+    assert sales.refunds(job.job_id)[0].state == "pending"
     sales.balances(job.job_id)
 
 

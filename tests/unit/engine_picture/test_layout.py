@@ -107,7 +107,7 @@ def _check_lines(layout: Layout) -> None:
     ("flow", "path"),
     [
         (JOB, ("awaiting_payment", "pending", "processing", "completed")),
-        (REFUND, ("requested", "submitted", "succeeded")),
+        (REFUND, ("requested", "submitted", "pending", "succeeded")),
         (LOAN, ("reserved", "lent", "returned")),
     ],
     ids=lambda value: value.name if isinstance(value, Workflow) else "",

@@ -11,6 +11,7 @@ import pytest
 
 from smi_workflow.engine.declaration import Case, MissingFact
 from smi_workflow.jobs import guards
+from smi_workflow.jobs.alerts import ALERT
 from smi_workflow.jobs.lifecycle import JOB
 from smi_workflow.jobs.refunds import REFUND
 from tests.unit.jobs.cases import NOW, job_case, refund_case
@@ -56,11 +57,9 @@ AGREE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("refund_is_possible", {}, {}),
     ("refund_is_possible", {"amount_cents": 384}, {}),
     ("refund_is_possible", {"amount_cents": 84}, {"refunding_cents": 200, "refunded_cents": 100}),
-    ("withdrawal_is_on_record", {"withdrawn_cents": 0}, {"disputed_cents": 384}),
-    ("withdrawal_is_on_record", {"withdrawn_cents": 0, "role": "surplus"}, {}),
-    ("withdrawal_is_on_record", {"withdrawn_cents": None}, {}),
     ("refund_was_under_way", {"amount_cents": 100, "is_ours": True}, {"refunding_cents": 100}),
     ("refund_was_under_way", {"amount_cents": 384, "is_ours": False}, {}),
+    ("refund_was_under_way", {"amount_cents": 384, "is_ours": True, "elsewhere": True}, {}),
     ("refund_was_under_way", {"amount_cents": 999, "is_ours": True, "role": "surplus"}, {}),
     ("only_costs_are_corrected", {"costs": {"upsampler_cost": 0.64, "customer_price": 3.84}}, {}),
     ("only_listed_fields", {FIELDS: {"email": None, "post_id": 1, "attachment_id": None}}, {}),
@@ -74,7 +73,10 @@ AGREE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("refund_matches", {"amount_cents": 100, "currency": "usd", "stripe_refund_id": "re_1"}, {}),
 ]
 
+OF_REFUNDS = ("refund_matches", "was_made_at_stripe", "was_made_by_us", "is_of_this_try")
 AGREE.append(("was_made_at_stripe", {}, {"stripe_refund_id": "re_1"}))
+AGREE += [("was_made_by_us", {}, {"tries": tries}) for tries in (1, 2)]
+AGREE += [("is_of_this_try", facts, {"tries": 2}) for facts in ({}, {"tries": 2})]
 AGREE += [("not_by_hand", {"actor": actor}, {}) for actor in ("system", "stripe", "upsampler")]
 
 REFUSE: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
@@ -102,7 +104,6 @@ REFUSE: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("payment_fits_no_sale", PAYMENT, OPEN, "this payment is the one we wait for"),
     ("payment_fits_no_sale", PAYMENT, {"status": "abandoned"}, "this payment is the one we wait for"),
     ("nothing_is_paid", {}, {}, "it is paid"),
-    ("withdrawal_is_on_record", {"withdrawn_cents": 0}, {}, "its withdrawal is not on record yet"),
     ("nothing_can_be_paid", {}, OPEN, "its checkout session is not known to be over at Stripe"),
     ("nothing_can_be_paid", {"session_status": "open"}, OPEN, "its checkout session is open at Stripe"),
     ("nothing_can_be_paid", {"session_status": "complete"}, OPEN, "its checkout session is complete at Stripe"),
@@ -148,6 +149,8 @@ REFUSE: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("only_costs_are_corrected", {"costs": {}}, {}, "no cost is given"),
     ("only_costs_are_corrected", {"costs": {"customer_price": 1}}, {},
      "customer_price was agreed as 3.84 usd, and stands"),
+    ("refund_was_under_way", {"amount_cents": 300, "is_ours": True, "elsewhere": True}, {"refunding_cents": 100},
+     "300 was settled where 284 was expected (minor units)"),
     ("only_listed_fields", {FIELDS: {"status": "completed", "paid_cents": 1, "email": "a@example.com"}}, {},
      "cannot be amended: paid_cents, status (can: attachment_id, email, post_id)"),
     ("only_listed_fields", {FIELDS: ["email"]}, {}, "fields must be names with their new values"),
@@ -162,6 +165,9 @@ REFUSE: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("target_is_sound", {"target": "awaiting_payment"}, {}, "it is paid, so it does not await payment"),
     ("target_is_sound", {"target": "abandoned"}, {}, "it is paid; fail it instead, and the money goes back"),
     ("was_made_at_stripe", {}, {"stripe_refund_id": None}, "it is ours, and Stripe has not got it yet"),
+    ("was_made_by_us", {}, {"tries": 0},
+     "it was made at Stripe's own pages: ask for a `refund` of the job instead"),
+    ("is_of_this_try", {"tries": 1}, {"tries": 2}, "it is about try 1 of 2"),
     ("refund_matches", {"amount_cents": 99, "currency": "usd", "stripe_refund_id": "re_1"}, {},
      "Stripe refunded 99 usd, not 100 usd (minor units)"),
     ("refund_matches", {"amount_cents": 100, "currency": "eur", "stripe_refund_id": "re_1"}, {},
@@ -176,7 +182,7 @@ def judge(name: str, facts: dict[str, Any], row: dict[str, Any]) -> str | None:
     guard: Callable[[Case[Any]], str | None] = getattr(guards, name)
     given = {key: value for key, value in facts.items() if key not in ("reason", "actor")}
     case: Case[Any]
-    if name in ("refund_matches", "was_made_at_stripe"):
+    if name in OF_REFUNDS:
         case = refund_case(facts=given, **row)
     else:
         case = job_case(**{"status": "pending", "facts": given, "reason": facts.get("reason", ""), **row})
@@ -198,7 +204,7 @@ def test_it_refuses_and_says_why(name: str, facts: dict[str, Any], row: dict[str
 
 
 def test_every_guard_is_tried_both_ways_and_used() -> None:
-    used = {guard.__name__ for flow in (JOB, REFUND) for move in flow.moves for guard in move.guards}
+    used = {guard.__name__ for flow in (JOB, REFUND, ALERT) for move in flow.moves for guard in move.guards}
     assert {name for name, _, _ in AGREE} == {name for name, _, _, _ in REFUSE} == used
     written = {
         name
