@@ -116,10 +116,7 @@ def _conditions(table: type[Job], column: Any, wanted: JobFilter) -> list[Any]:
             if not 0 <= number < REFERENCE_MAX:
                 raise InvalidInput(name, "is out of range")
             given.append(getattr(table, name) == number)
-    if wanted.created_from is not None:
-        given.append(table.created_at >= _aware("created_from", wanted.created_from))
-    if wanted.created_before is not None:
-        given.append(table.created_at < _aware("created_before", wanted.created_before))
+    given += _dates(table, wanted)
     if wanted.search is not None:
         given.append(_named(table, wanted.search.strip()))
     if column.null:
@@ -129,13 +126,27 @@ def _conditions(table: type[Job], column: Any, wanted: JobFilter) -> list[Any]:
     return given
 
 
+def _dates(table: type[Job], wanted: JobFilter) -> list[Any]:
+    start, end = (_aware(name, getattr(wanted, name)) for name in ("created_from", "created_before"))
+    if wanted.after is not None and wanted.order_by == "created_at":
+        # A walk starts at one bound, and not at the closest: those that the page before has passed are left out.
+        reached: Any = _place(wanted)[0]
+        if wanted.descending:
+            end = None if end is not None and reached < end else end
+        else:
+            start = None if start is not None and reached > start else start
+    return [*([table.created_at >= start] if start else []), *([table.created_at < end] if end else [])]
+
+
 def _one_of(field: str, given: str, names: type[StrEnum]) -> str:
     if given not in list(names):
         raise InvalidInput(field, f"there is no {given}; there are {', '.join(names)}")
     return given
 
 
-def _aware(field: str, moment: datetime) -> datetime:
+def _aware(field: str, moment: datetime | None) -> datetime | None:
+    if moment is None:
+        return None
     if moment.tzinfo is None:
         raise InvalidInput(field, "needs a time zone, e.g. 2026-01-31T00:00:00Z")
     # Outside of these the databases, or a time zone, leave the calendar.

@@ -173,8 +173,9 @@ def prose(text: str) -> Markup:
     """Paragraphs with `names` in them, as a page shows them."""
     parts = (str(escape(" ".join(part.split()))) for part in text.split("\n\n"))
     written = "".join(f"<p>{part}</p>" for part in parts)
+    marked = re.sub("`([^`]+)`", r"<code>\1</code>", written)
     # Escaped before the marks were set.
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", written))  # nosec B704
+    return Markup(marked)  # nosec B704
 
 
 def kind_of(schema: dict[str, Any]) -> str:

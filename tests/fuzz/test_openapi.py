@@ -47,6 +47,19 @@ stage = Stage()
 api = schemathesis.openapi.from_wsgi("/openapi.json", stage)
 
 
+@api.auth()
+class Jane:
+    """Shows the token, but where a request without one, or with another, is what is tried."""
+
+    def get(self, case: Any, context: Any) -> str:
+        """The token."""
+        return TOKEN
+
+    def set(self, case: Any, data: str, context: Any) -> None:
+        """Show it."""
+        case.headers = {**(case.headers or {}), "Authorization": f"Bearer {data}"}
+
+
 def an_image_everywhere(url: str, into: BinaryIO, policy: FetchPolicy, *, service: str = "source") -> Fetched:
     """A fetch that finds the picture of the document's example behind every address that may be fetched."""
     content = picture(240, 160)
@@ -83,6 +96,4 @@ def _site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 )  # fmt: skip
 def test_the_interface_is_as_documented(case: Any) -> None:
     # A URL that fits the schema need not lead to an image, nor a trigger fit the job's state.
-    case.call_and_validate(
-        headers={"Authorization": f"Bearer {TOKEN}"}, excluded_checks=[positive_data_acceptance]
-    )
+    case.call_and_validate(excluded_checks=[positive_data_acceptance])

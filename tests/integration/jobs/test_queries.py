@@ -70,6 +70,13 @@ def test_jobs_are_found_page_by_page(desk: Desk) -> None:
     assert pages(desk, order_by="failed_at", status=["failed", "pending"]) == failed[::-1]
     assert pages(desk, order_by="paid_at", descending=False) == [ids[0], ids[1], *failed[:2], ids[5], ids[6]]
 
+    middle = desk.job(ids[2]).created_at
+    assert pages(desk, created_from=middle) == ids[:1:-1]
+    assert pages(desk, created_from=middle, descending=False) == ids[2:]
+    assert pages(desk, created_before=middle) == ids[1::-1]
+    assert pages(desk, created_before=desk.job(ids[6]).created_at, descending=False) == ids[:6]
+    assert pages(desk, created_from=middle, created_before=desk.job(ids[6]).created_at) == ids[5:1:-1]
+
     first = desk.app.jobs.find_jobs(JobFilter(limit=2))
     new = desk.put("pending")
     second = desk.app.jobs.find_jobs(JobFilter(limit=7, after=first.next_cursor))
