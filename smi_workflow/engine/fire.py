@@ -182,8 +182,14 @@ class Engine:
             raise UnknownSubject(workflow, key)
         return row
 
-    def explain(self, workflow: str, key: str, facts: Mapping[str, Any] | None = None) -> list[Option]:
-        """What may happen to a subject next, and which guard blocks what and why."""
+    def explain(
+        self, workflow: str, key: str, facts: Mapping[str, Any] | None = None, *, actor: str = "", reason: str = ""
+    ) -> list[Option]:
+        """What may happen to a subject next, and which guard blocks what and why.
+
+        Args:
+            actor, reason: who would fire it and why, for guards that ask; unset, nobody in particular.
+        """
         flow = self.registry.workflow(workflow)
         row = self.read(workflow, key)
         state = str(getattr(row, flow.state_column))
@@ -193,7 +199,7 @@ class Engine:
             for move in flow.moves_from(state, trigger):
                 case: Case[Any] = Case(
                     row=row, state=state, trigger=trigger, facts=Facts(facts), now=unit.now,
-                    actor="", reason="", unit=unit, policy=self.registry.policy,
+                    actor=actor, reason=reason, unit=unit, policy=self.registry.policy,
                 )  # fmt: skip
                 options.append(_weigh(move, case))
         return options

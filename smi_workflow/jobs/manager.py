@@ -345,10 +345,10 @@ class JobManager:
 
         return self._engine.registry.select("checkouts", effects, build, {"job_id": job_id})
 
-    def explain(self, job_id: str) -> list[Option]:
-        """What may happen to a job next, and which guard blocks what and why."""
+    def explain(self, job_id: str, *, actor: str = "", reason: str = "") -> list[Option]:
+        """What may happen to a job next, and which guard blocks what and why; see `Engine.explain`."""
         try:
-            return self._engine.explain("job", str(job_id))
+            return self._engine.explain("job", str(job_id), actor=actor, reason=reason)
         except UnknownSubject:
             raise UnknownJob(job_id) from None
 

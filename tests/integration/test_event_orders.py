@@ -219,7 +219,8 @@ def test_the_browsers_return_changes_nothing(sales: Sales) -> None:
 
     assert return_to_the_shop() == 200
     assert (sales.job(job.job_id).status, sales.job(job.job_id).version) == ("awaiting_payment", 2)
-    browsers = [lambda: create_app(sales.app).test_client().get(f"/thanks?job={job.job_id}").status_code] * 2
+    page = f"/jobs/{job.job_id}?from=checkout"
+    browsers = [lambda: create_app(sales.app).test_client().get(page).status_code] * 2
     webhooks = [lambda: sales.app.inbox.handle(sales.receive(event))] * 2
     outcomes = at_once(sales.app, *browsers, *webhooks)
     assert outcomes[:2] == [200, 200]

@@ -181,6 +181,11 @@ def test_everything_about_a_job(desk: Desk, client: FlaskClient) -> None:
     options = {option["trigger"]: option for option in told["options"]}
     assert options["fail"]["allowed"]
     assert options["refund"]["allowed"]
+    by_hand = options["file_removed"]["blocked_by"]
+    assert [block["guard"] for block in by_hand] == ["not_by_hand"]
+    # What an admin may do with a reason is not said to be blocked for want of one.
+    assert options["override"]["allowed"]
+    assert options["override"]["needs"] == ["target"]
     (block, *_) = next(option for option in told["options"] if option["trigger"] == "retry")["blocked_by"]
     assert block == {"guard": "override_is_given", "reason": "this needs the fact override=true"}
 

@@ -153,13 +153,15 @@ def _row(job: Job) -> JobRow:
 
 
 def _options(app: App, job: Job) -> list[OptionTold]:
+    # Whoever fires by HTTP gives a reason.
+    found = app.jobs.explain(job.job_id, actor=g.actor, reason="given when it is fired")
     return [
         OptionTold(
             trigger=option.trigger, to_status=option.to or job.status, allowed=option.allowed,
             blocked_by=[Block(guard=guard, reason=reason) for guard, reason in option.blocked_by],
             needs=list(option.needs), caused_by=option.by,
         )
-        for option in app.jobs.explain(job.job_id)
+        for option in found
     ]  # fmt: skip
 
 
