@@ -6,7 +6,7 @@ The OpenAPI document is written from these: a field's description and example ar
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
@@ -134,6 +134,22 @@ class ProblemTold(BaseModel):
     # Left out where there is nothing to name.
     field: str = Field("", description="What is refused: a field, a parameter or a header.")
     code: str = Field("", description="A stable word for programs.")
+
+
+class HookData(Told):
+    """What happened to which job."""
+
+    job_id: JobId = Field(examples=[EXAMPLE_JOB])
+    sequence: int = Field(description="Counts the transitions of a job: a lower one than you know of is old news.")
+    status: Status
+
+
+class HookMessage(Told):
+    """One moment of a sale, as a receiver of SMI_HOOK_URLS is told."""
+
+    type: Literal["job_created", "payment_completed", "job_completed", "job_failed"]
+    timestamp: datetime
+    data: HookData
 
 
 class Alive(Told):

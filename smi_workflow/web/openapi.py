@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from smi_workflow.web.models import EXAMPLE_JOB, ProblemTold
+from smi_workflow.web.models import EXAMPLE_JOB, HookMessage, ProblemTold
 from smi_workflow.web.operations import ATTRIBUTE, Operation
 from smi_workflow.web.pages import render_template_page
 from smi_workflow.web.problems import DETAILS, MEDIA_TYPE, phrase_of
@@ -37,6 +37,7 @@ TAGS = {
     "Shop": "For the shop's front: no account is needed.",
     "Admins": "For those who run the shop: `Authorization: Bearer` with a token of SMI_ADMIN_TOKENS.",
     "Watching": "For whoever watches the processes.",
+    "Hooks": "What your own server is told, if SMI_HOOK_URLS names it.",
 }
 
 
@@ -79,6 +80,7 @@ def build(site: Flask) -> dict[str, Any]:
         "info": {"title": "smi_workflow", "version": "1", "description": BASIS, "license": {"name": "MIT"}},
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
+        "webhooks": {"hook": {"post": _hook(schemas)}},
         "components": {
             "schemas": definitions,
             "responses": {str(status): _problem(status) for status in sorted(used)},
@@ -99,7 +101,9 @@ def _operations(site: Flask) -> Iterator[tuple[str, str, str, Operation, str]]:
 
 def _schemas(operations: list[Operation]) -> tuple[dict[Any, Any], dict[str, Any]]:
     """Where each model's schema is, and all schemas by name."""
-    wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [(ProblemTold, "serialization")]
+    wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [
+        (ProblemTold, "serialization"), (HookMessage, "serialization"),
+    ]  # fmt: skip
     for operation in operations:
         wanted += [(model, "validation") for model in (operation.body, operation.query) if model is not None]
         wanted += [(model, "serialization") for model in operation.answers.values()]
@@ -146,6 +150,34 @@ def _written(path: str, endpoint: str, operation: Operation, text: str, places: 
     if endpoint.startswith(f"{ADMIN}."):
         written["security"] = [{"admin": []}]
     return written
+
+
+def _hook(places: dict[Any, Any]) -> dict[str, Any]:
+    """What we send, where the others are what we take."""
+    headers = {
+        "webhook-id": "The same for the same message, however often it comes.",
+        "webhook-timestamp": "When it was signed, in seconds since 1970.",
+        "webhook-signature": "Over both and the body, with SMI_HOOK_SECRET; one for each secret while rolling.",
+    }
+    return {
+        "operationId": "hook",
+        "tags": ["Hooks"],
+        "summary": "A moment of a sale",
+        "description": "Sent to every URL in SMI_HOOK_URLS, as Standard Webhooks has it, until a 2xx takes it.",
+        "parameters": [
+            {"name": name, "in": "header", "required": True, "description": text, "schema": {"type": "string"}}
+            for name, text in headers.items()
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": places[(HookMessage, "serialization")]}},
+        },
+        "responses": {
+            "2XX": {"description": "Taken."},
+            "410": {"description": "Nobody wants it any more: it is not sent again."},
+            "default": {"description": "It is sent again later, for three days."},
+        },
+    }
 
 
 def _query_parameters(model: type[BaseModel]) -> Iterator[dict[str, Any]]:

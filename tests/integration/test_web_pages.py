@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from smi_workflow.effects.hook import body_of
+from smi_workflow.web.models import HookMessage
 from smi_workflow.web.problems import MEDIA_TYPE
 from smi_workflow.web.site import create_app
 from tests.support.desks import Desk, open_desk
@@ -138,8 +143,17 @@ def test_the_documentation_names_every_route_of_the_interface(desk: Desk, client
                 assert parameter["description"], (path, parameter["name"])
             if method == "post":
                 assert operation["requestBody"]["content"]["application/json"]["example"]
+    assert "webhook-signature" in text
     for body in ("Order", "Size", "Wish"):
         for name, field in document["components"]["schemas"][body]["properties"].items():
             assert field["description"], (body, name)
     for status, answer in document["components"]["responses"].items():
         assert answer["content"][MEDIA_TYPE]["example"]["status"] == int(status)
+
+
+def test_what_receivers_are_told_is_what_the_document_says() -> None:
+    told = {"hook": "job_completed", "at": "2026-03-01T12:00:00+00:00", "sequence": 6, "status": "completed"}
+    attempt: Any = SimpleNamespace(subject_id="job-1", inputs=told)
+    message = HookMessage.model_validate_json(body_of(attempt))
+    assert (message.type, message.data.job_id, message.data.sequence) == ("job_completed", "job-1", 6)
+    assert json.loads(message.model_dump_json()).keys() == json.loads(body_of(attempt)).keys()
