@@ -135,6 +135,9 @@ def test_all_problems_are_listed_together_by_name(load: Load) -> None:
         ("SMI_HOOK_SECRET", "hush", "whsec_ and base64"),
         ("SMI_HOOK_SECRET", f"{HOOK_SECRET},whsec_c2hvcnQ=", "24 to 64 bytes"),
         ("SMI_HOOK_SECRET", f"whsec_{'x' * 100}", "24 to 64 bytes"),
+        ("SMI_HOOK_SECRET", f"whsec_{'x' * 33}", "24 to 64 bytes"),
+        ("SMI_HOOK_SECRET", HOOK_SECRET.removeprefix("whsec_"), "24 to 64 bytes"),
+        ("SMI_HOOK_SECRET", HOOK_SECRET.replace("9", "!"), "24 to 64 bytes"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_wrong(load: Load, name: str, value: str, text: str) -> None:
