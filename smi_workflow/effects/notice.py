@@ -94,12 +94,12 @@ def send_refund_notice(world: World, attempt: Attempt) -> Outcome:
 
 def tell_admin(world: World, attempt: Attempt) -> Outcome:
     """The shop's owner is told that something happened which may need a person."""
-    if not world.settings.admin_email:
-        return Done(note="SMI_ADMIN_EMAIL is not set")
     told = attempt.inputs
     receiver = told.get("receiver")
-    if receiver is not None and world.was_told_of(receiver, TOLD_OF_RECEIVER_ONCE_IN):
+    if receiver is not None and world.has_missed_of_late(receiver, TOLD_OF_RECEIVER_ONCE_IN):
         return Done(note=f"told of receiver {receiver} within a day")
+    if not world.settings.admin_email:
+        return _told(world, receiver, "SMI_ADMIN_EMAIL is not set")
     job_id = attempt.subject_id if attempt.workflow == "job" else attempt.row.job_id
     context = {
         "headline": f"{attempt.workflow} {told['trigger'].replace('_', ' ')}",
@@ -109,9 +109,13 @@ def tell_admin(world: World, attempt: Attempt) -> Outcome:
         "admin_url": None,
     }
     world.send(attempt, "admin_notice", world.settings.admin_email, context)
+    return _told(world, receiver, "sent")
+
+
+def _told(world: World, receiver: str | None, note: str) -> Outcome:
     if receiver is not None:
-        world.note_told_of(receiver)
-    return Done(note="sent")
+        world.note_missed(receiver)
+    return Done(note=note)
 
 
 def purge_job(world: World, attempt: Attempt) -> Outcome:

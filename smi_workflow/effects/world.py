@@ -20,11 +20,11 @@ from smi_workflow.integrations.mailer import Mailer
 from smi_workflow.integrations.storage import FileStorage, ImageLimits
 from smi_workflow.integrations.stripe_api import StripeApi
 from smi_workflow.integrations.upsampler_api import UpsamplerClient
+from smi_workflow.jobs.hooks import HOOK_MISSED
 from smi_workflow.jobs.tokens import sign, sign_until
 from smi_workflow.settings import Settings
 
 SOURCE_LINK_LIFE = timedelta(hours=48)
-TOLD_OF_HOOK = "told_of_hook"
 
 
 class Fetch(Protocol):
@@ -101,19 +101,19 @@ class World:
         signature = sign(self.settings.secret_keys[0], "upsampler", effect_id)
         return f"{self.settings.public_url}/webhooks/upsampler/{effect_id}/{signature}"
 
-    def was_told_of(self, receiver: str, within: timedelta) -> bool:
-        """Whether the admin was told of late that this receiver of hooks does not take them."""
+    def has_missed_of_late(self, receiver: str, within: timedelta) -> bool:
+        """Whether it stands on record already that this receiver of hooks does not take them."""
         audit = self.engine.tables.audit
         recent = audit.select(audit.id).where(
             (audit.target == f"hook:{receiver}")
-            & (audit.act == TOLD_OF_HOOK)
+            & (audit.act == HOOK_MISSED)
             & (audit.created_at > self.clock.now() - within)
         )
         return bool(recent.exists())
 
-    def note_told_of(self, receiver: str) -> None:
-        """Put on record that the admin was told of this receiver; dying before it tells once more, no worse."""
-        self.engine.audit(actor="system", act=TOLD_OF_HOOK, target=f"hook:{receiver}")
+    def note_missed(self, receiver: str) -> None:
+        """Put it on record, once the admin is told; dying before it tells once more, no worse."""
+        self.engine.audit(actor="system", act=HOOK_MISSED, target=f"hook:{receiver}")
 
     def send(self, attempt: Attempt, template: str, to: str, context: Mapping[str, Any]) -> None:
         """Write and send one mail; its Message-ID stays the same however often it is sent."""

@@ -6,14 +6,20 @@ None of it breaks an invariant: the machine has done what it can, and said so in
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
+
+from peewee import fn
 
 from smi_workflow.engine.checking import Invariant, View, Violation, alone
 from smi_workflow.engine.tables import EventState
 from smi_workflow.jobs import model
+from smi_workflow.jobs.hooks import HOOK_MISSED
 from smi_workflow.jobs.model import Alert, AlertState, Job, JobStatus, Payment, PaymentRole, PaymentStatus, Refund
 from smi_workflow.jobs.records import JOB, REFUND
 
 UNDER_WAY, LOST = (tuple(state.value for state in states) for states in (model.UNDER_WAY, model.LOST))
+
+DEAF_OF_LATE = timedelta(days=7)
 
 
 def _events(view: View) -> Iterator[Violation]:
@@ -74,6 +80,15 @@ def _lost_refunds(view: View) -> Iterator[Violation]:
         yield Violation(REFUNDS.name, REFUND, refund_id, text)
 
 
+def _deaf_receivers(view: View) -> Iterator[Violation]:
+    audit = view.engine.tables.audit
+    recent = audit.created_at > view.now - DEAF_OF_LATE
+    query = audit.select(audit.target, fn.COUNT(audit.id)).where(recent & (audit.act == HOOK_MISSED))
+    for target, days in view.rows(query.group_by(audit.target).order_by(audit.target)):
+        name = str(target).removeprefix("hook:")
+        yield Violation(DEAF.name, None, None, f"receiver {name} missed messages on {days} of the last seven days")
+
+
 EVENTS = alone(
     "events_for_a_person",
     "Events that could not be applied for three days.",
@@ -109,4 +124,12 @@ SLOW = alone(
     _slow_refunds,
 )
 
-ATTENTION: tuple[Invariant, ...] = (EVENTS, HELD, UNEXPECTED, REFUNDS, SLOW)
+DEAF = alone(
+    "receivers_for_a_person",
+    "Receivers of hooks that did not take a message in three days of trying.",
+    "`smi doctor --only hooks` says where it is and whether it answers; mend it, or take it out of SMI_HOOK_URLS. "
+    "What it missed is in the histories (`hook_failed`).",
+    _deaf_receivers,
+)
+
+ATTENTION: tuple[Invariant, ...] = (EVENTS, HELD, UNEXPECTED, REFUNDS, SLOW, DEAF)

@@ -14,6 +14,8 @@ from smi_workflow.jobs.tokens import sign
 from smi_workflow.settings import Settings
 
 NAME_LENGTH = 16
+# What the audit table calls it when a receiver did not take a message, once a day for each.
+HOOK_MISSED = "hook_missed"
 
 
 def receiver_name(key: bytes, url: str) -> str:

@@ -655,6 +655,9 @@ def test_what_is_on_record_is_no_violation(shop: Shop, do: Callable[[Shop], obje
         ("payments_for_a_person", lambda s: surplus(s, "done")),
         ("refunds_for_a_person", lambda s: s.refund("refunded", state="requested")),
         ("money_for_a_person", lambda s: remove_effect(s, "failed", "refund_due")),
+        ("receivers_for_a_person", lambda s: s.app.tables.audit.insert(
+            actor="system", act="hook_missed", target="hook:0123456789abcdef", created_at=s.app.clock.now()
+        ).execute()),
     ],
 )
 def test_what_waits_for_a_person_is_told(shop: Shop, name: str, do: Callable[[Shop], object]) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from smi_workflow.app import App
+from smi_workflow.engine.invariants import Invariants
 from smi_workflow.engine.tables import EffectRow
+from smi_workflow.jobs.attention import ATTENTION
 from smi_workflow.jobs.hooks import receiver_name
 from smi_workflow.jobs.model import Job
 from tests.support.apps import test_settings
@@ -171,6 +173,21 @@ def test_the_admin_is_told_of_a_receiver_once_a_day(told: Sales, receiver: Recei
     told.order()
     told.work(hold=("payment_deadline",))
     assert len(told.mails("hook failed")) == 2
+
+
+def test_one_that_nobody_is_told_of_stands_in_the_doctors_list(
+    sqlite_url: str, tmp_path: Path, providers: Providers, receiver: Receiver
+) -> None:
+    """Without an admin's address it is on record all the same."""
+    given = {"hook_urls": f"{receiver.url}/{KEY}", "hook_secret": SECRET, "admin_email": ""}
+    with open_sales(sqlite_url, tmp_path, providers, **given) as sales:
+        receiver.answers = [410, 410]
+        sales.order()
+        sales.order()
+        sales.work()
+        name = receiver_name(sales.app.settings.secret_keys[0], f"{receiver.url}/{KEY}")
+        found = [one.text for one in Invariants(sales.app.engine, ATTENTION).everywhere()]
+        assert found == [f"receiver {name} missed messages on 1 of the last seven days"]
 
 
 def test_a_receiver_that_was_taken_away_is_skipped_on_record(told: Sales, receiver: Receiver) -> None:
