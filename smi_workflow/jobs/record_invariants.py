@@ -43,8 +43,11 @@ def ends_in_time(view: View, workflow: str, key: str) -> Iterator[str]:
     if sale.status == FAILED and held_cents(sale) > 0 and not sale.disputed_cents and not _is_due(view, sale, key):
         yield f"it failed, {held_cents(sale)} cents are held, and nothing will give them back"
         return
+    if sale.disputed_cents:
+        # A bank has taken a part of it, and Stripe refunds nothing of it: a person has been told.
+        return
     since = max((instant(item.created_at) for item in history if item.trigger in RESTARTS), default=None)
-    kept = sale.paid_cents - sale.refunded_cents - sale.disputed_cents
+    kept = sale.paid_cents - sale.refunded_cents
     if kept > 0 and since is not None and since + patience(view) < view.now and not _bank_is_late(view, key):
         yield f"it is {sale.status}: paid, and neither delivered nor refunded since {since:%Y-%m-%d %H:%M} UTC"
 
@@ -83,8 +86,8 @@ def _endless(view: View) -> Suspects:
     # Those of which a person has been told are suspects too: they must not hide the others.
     query = jobs.select(jobs.job_id).left_outer_join(effects, on=due).where(lost)
     yield from ((JOB, found[0]) for found in view.each(query))
-    kept = jobs.paid_cents - jobs.refunded_cents - jobs.disputed_cents
-    late = jobs.status.in_((PENDING, PROCESSING, FAILED)) & is_paid & (kept > 0)
+    kept = (jobs.paid_cents > jobs.refunded_cents) & (jobs.disputed_cents == 0)
+    late = jobs.status.in_((PENDING, PROCESSING, FAILED)) & is_paid & kept
     query = jobs.select(jobs.job_id).where(late & (jobs.paid_at < stamp(view.now - patience(view))))
     yield from ((JOB, found[0]) for found in view.each(query))
 

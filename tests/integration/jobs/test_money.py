@@ -10,7 +10,9 @@ from decimal import Decimal
 
 import pytest
 
+from smi_workflow.engine.invariants import ENGINE_INVARIANTS, Invariants
 from smi_workflow.errors import EngineError, GuardRefused
+from smi_workflow.jobs.invariants import SALE_INVARIANTS
 from smi_workflow.jobs.model import Job
 from tests.support.desks import at_once
 from tests.support.sales import Sales
@@ -283,6 +285,19 @@ def test_a_chargeback_in_the_middle_of_the_work(sales: Sales, inquiry: bool, wit
     assert sales.mails("dispute closed") and sales.mails("job dispute opened")
     # The money came back to a shop that delivered nothing: it goes on to the buyer, by itself and once.
     assert (sales.job(job.job_id).refunded_cents, len(sales.ledger()["refunds"])) == (50, 1)
+
+
+def test_a_partial_chargeback_holds_the_rest_and_a_person_knows(sales: Sales) -> None:
+    """Stripe refunds nothing of what a bank disputes: what is left waits, and nobody is accused of it."""
+    job = sales.processing()
+    sales.lever("dashboard/disputes", payment_intent=job.stripe_payment_intent_id, amount=30)
+    sales.deliver()
+    sales.run_down(days=6)
+    assert (sales.job(job.job_id).status, sales.job(job.job_id).refundable_cents) == ("failed", 20)
+    assert sales.mails("dispute opened")
+    every = (*ENGINE_INVARIANTS, *SALE_INVARIANTS)
+    judged = Invariants(sales.app.engine, every, exists=sales.app.storage.exists)
+    assert list(judged.of_subject("job", job.job_id)) == list(judged.everywhere()) == []
 
 
 def test_a_chargeback_after_delivery_is_told(sales: Sales) -> None:
