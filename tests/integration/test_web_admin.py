@@ -170,7 +170,9 @@ def test_everything_about_a_job(desk: Desk, client: FlaskClient) -> None:
     events = desk.app.tables.events
     events.update(workflow="job", subject_id=job_id).execute()
     told = get(client, f"{JOBS}/{job_id}").get_json()
-    assert set(told) == {"job", "options", "history", "effects", "events"}
+    assert set(told) == {"job", "options", "history", "effects", "events", "payments", "refunds", "disputes"}
+    assert [(row["cents"], row["role"]) for row in told["payments"]] == [(384, "sale")]
+    assert told["refunds"] == told["disputes"] == []
     assert (told["job"]["status"], told["job"]["amount_due"]) == ("pending", "3.84")
     assert [row["trigger"] for row in told["history"]] == ["create", "retry"]
     assert (told["history"][1]["actor"], told["history"][1]["reason"]) == ("admin:joe", "the outage is over")
@@ -219,6 +221,8 @@ def test_a_trigger_takes_data(desk: Desk, client: FlaskClient) -> None:
     job_id = desk.put("completed")
     assert fire(client, job_id, "refund", data={"amount_cents": 100}).status_code == 200
     assert desk.job(job_id).refunding_cents == 100
+    (refund,) = get(client, f"{JOBS}/{job_id}").get_json()["refunds"]
+    assert (refund["cents"], refund["state"], refund["stripe_refund_id"]) == (100, "requested", None)
     assert fire(client, job_id, "amend", data={"fields": {"email": "joe@example.com"}}).status_code == 200
     assert desk.job(job_id).email == "joe@example.com"
     assert "joe@example.com" not in "".join(row.metadata for row in desk.app.jobs.history(job_id))

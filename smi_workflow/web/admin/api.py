@@ -11,13 +11,14 @@ from flask import Blueprint, Response, g, request
 from smi_workflow.app import App
 from smi_workflow.engine.unit import Applied
 from smi_workflow.errors import InvalidInput, UnknownTrigger
-from smi_workflow.jobs.model import Job
+from smi_workflow.jobs.model import Dispute, Job, Payment, Refund
 from smi_workflow.jobs.pricing import from_cents
 from smi_workflow.jobs.queries import JobFilter
 from smi_workflow.web.admin.access import Access
 from smi_workflow.web.admin.models import (
     ROWS_MAX,
     Block,
+    DisputeRow,
     EffectOwed,
     EventRow,
     HistoryRow,
@@ -28,12 +29,14 @@ from smi_workflow.web.admin.models import (
     Moved,
     OptionTold,
     OwedRow,
+    PaymentRow,
+    RefundRow,
     Wish,
 )
 from smi_workflow.web.api import checked_id
 from smi_workflow.web.limits import Limits
 from smi_workflow.web.operations import Header, described
-from smi_workflow.web.reading import read_json, read_query, told
+from smi_workflow.web.reading import M, read_json, read_query, told
 
 KEY_LENGTH_MAX = 90
 _ADDRESS = re.compile(r"[^\s@]+@[^\s@]+\.[^\s@]")
@@ -69,7 +72,7 @@ def admin_routes(app: App, limits: Limits) -> Blueprint:
     @routes.get("/jobs/<job_id>")
     @described(TAG, "Look into one job", answers={200: JobDetail}, problems=(401, 404, 422, 429, 503))
     def show_job(job_id: str) -> Response:
-        """Its row, its history, what it owes, what providers told, and what may happen next and why not."""
+        """Its row, history, what it owes, what providers told, its money, what may happen next and why not."""
         _no_query()
         job = app.jobs.get_job(checked_id(job_id))
         return told(
@@ -79,6 +82,9 @@ def admin_routes(app: App, limits: Limits) -> Blueprint:
                 history=_history(app, job_id),
                 effects=_effects(app, job_id),
                 events=_events(app, job_id),
+                payments=_money(app.job_tables.payments, PaymentRow, job_id),
+                refunds=_money(app.job_tables.refunds, RefundRow, job_id),
+                disputes=_money(app.job_tables.disputes, DisputeRow, job_id),
             )
         )
 
@@ -187,6 +193,11 @@ def _events(app: App, job_id: str) -> list[EventRow]:
     query = table.select().where((table.workflow == "job") & (table.subject_id == job_id))
     rows = list(query.order_by(table.received_at.desc(), table.id).limit(ROWS_MAX))
     return [EventRow(**{name: getattr(row, name) for name in EventRow.model_fields}) for row in reversed(rows)]
+
+
+def _money(table: type[Payment | Refund | Dispute], model: type[M], job_id: str) -> list[M]:
+    rows = list(table.select().where(table.job_id == job_id).order_by(table.id.desc()).limit(ROWS_MAX))
+    return [model(**{name: getattr(row, name) for name in model.model_fields}) for row in reversed(rows)]
 
 
 def _object(text: str) -> dict[str, Any]:

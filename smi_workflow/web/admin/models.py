@@ -171,6 +171,41 @@ class EventRow(Told):
     settled_at: datetime | None
 
 
+class PaymentRow(Told):
+    """One payment that Stripe captured for this job."""
+
+    payment_intent_id: str
+    cents: int = Field(description="Minor units, as all `cents`.")
+    currency: str
+    role: str = Field(description="sale, surplus or mismatch: only the first is the job's own.")
+    refunded_cents: int
+    created_at: datetime
+
+
+class RefundRow(Told):
+    """Money on its way back, or there."""
+
+    refund_id: str
+    payment_intent_id: str
+    stripe_refund_id: str | None = Field(description="Null until Stripe has taken it.")
+    cents: int
+    currency: str
+    state: str
+    reason: str
+    created_at: datetime
+    updated_at: datetime
+
+
+class DisputeRow(Told):
+    """What a buyer's bank disputes."""
+
+    dispute_id: str
+    payment_intent_id: str
+    withdrawn_cents: int = Field(description="What the bank took when it opened the dispute.")
+    reinstated: bool = Field(description="The bank has given it back.")
+    created_at: datetime
+
+
 class Block(Told):
     """A guard that says no."""
 
@@ -197,6 +232,9 @@ class JobDetail(Told):
     history: list[HistoryRow]
     effects: list[OwedRow]
     events: list[EventRow]
+    payments: list[PaymentRow]
+    refunds: list[RefundRow]
+    disputes: list[DisputeRow]
 
 
 class Wish(Taken):
