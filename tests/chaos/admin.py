@@ -20,7 +20,7 @@ import peewee
 from smi_workflow.app import App
 from smi_workflow.engine.tables import EffectState
 from smi_workflow.errors import SmiError
-from smi_workflow.jobs.model import Job, JobStatus
+from smi_workflow.jobs.model import UNDER_WAY, Job, JobStatus
 from smi_workflow.settings import Settings
 
 WHO = "admin:jane"
@@ -115,7 +115,7 @@ class Admin:
         kept = (payments.role != "sale") & (payments.refunded_cents < payments.cents)
         for payment in payments.select().where(kept):
             of_it = refunds.payment_intent_id == payment.payment_intent_id
-            open_ones = refunds.select().where(of_it & refunds.state.in_(("requested", "submitted")))
+            open_ones = refunds.select().where(of_it & refunds.state.in_(UNDER_WAY))
             if not open_ones.exists() and not self._is_tired(payment.payment_intent_id):
                 self._refund_at_stripe(payment.payment_intent_id)
                 done += 1

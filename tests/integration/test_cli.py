@@ -92,6 +92,35 @@ def test_fire_takes_facts_and_an_expected_state(smi: Smi, app: App, job_id: str)
     assert smi("fire", job_id, "override", "--fact", "target").exit_code == 2
 
 
+def test_refunds_and_alerts_are_fired_by_their_own_ids(smi: Smi, app: App, job_id: str) -> None:
+    jobs, payments = app.job_tables.jobs, app.job_tables.payments
+    jobs.update(stripe_payment_intent_id="pi_1").where(jobs.job_id == job_id).execute()
+    paid = {"payment_intent_id": "pi_1", "job_id": job_id, "cents": 50, "currency": "usd", "livemode": False}
+    payments.insert(**paid, role="sale", created_at=app.clock.now()).execute()
+    smi("fire", job_id, "refund", "--fact", "amount_cents=5", "--reason", "asked")
+    (refund,) = answer(smi("jobs", "show", job_id, "--json"))["refunds"]
+    assert (refund["state"], refund["cents"], refund["tries"]) == ("requested", 5, 1)
+    key = refund["refund_id"]
+    assert key in smi("jobs", "show", job_id).stdout.replace("\n", "")
+    refused = smi("fire", "--refund", key, "fail", "--reason", "by hand")
+    assert refused.exit_code == 4
+    assert "refused by not_by_hand" in refused.stderr
+    app.engine.fire("refund", key, "fail", actor="stripe", facts={"code": "lost"})
+    would = answer(smi("fire", "--refund", key, "retry", "--reason", "topped up", "--dry-run", "--json"))
+    assert (would["workflow"], would["from"], would["to"]) == ("refund", "failed", "requested")
+    late = smi("fire", "--refund", key, "retry", "--expect", "canceled")
+    assert (late.exit_code, app.engine.read("refund", key).state) == (4, "failed")
+    done = smi("fire", "--refund", key, "settle_elsewhere", "--reason", "by bank transfer")
+    assert f"Refund {key} went failed → settled_elsewhere" in " ".join(done.stdout.split())
+    assert app.jobs.get_job(job_id).refunded_cents == 5
+    about = {"alert_id": "evt", "text": "nobody's", "created_at": app.clock.now()}
+    app.engine.start("alert", about, actor="system")
+    assert smi("fire", "--alert", "evt", "close", "--reason", "seen").exit_code == 0
+    assert app.engine.read("alert", "evt").state == "closed"
+    assert smi("fire", "--alert", "nothing", "close", "--reason", "seen").exit_code == 3
+    assert smi("fire", "--alert", "--refund", "evt", "close").exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [

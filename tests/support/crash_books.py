@@ -151,7 +151,9 @@ def _history(app: App, job: Job) -> Iterator[str]:
     for workflow, key in _subjects(app, job):
         rows = app.engine.history(workflow, key)
         for row in rows:
-            yield f"history of {workflow}: {row.trigger} {row.from_state} > {row.to_state} by {row.actor}"
+            # Which state the charge's news finds the job in is a matter of milliseconds, and all the same.
+            way = "anywhere" if row.trigger == "charge_noted" else f"{row.from_state} > {row.to_state}"
+            yield f"history of {workflow}: {row.trigger} {way} by {row.actor}"
         if [row.sequence for row in rows] != list(range(1, len(rows) + 1)):
             yield f"history of {workflow}: has gaps"
         for effect in effects.select().where((effects.workflow == workflow) & (effects.subject_id == key)):

@@ -79,7 +79,11 @@ _LATE = tuple(
 )
 
 SALES = (
-    Sale("delivered", lambda job: job.status == JobStatus.COMPLETED and job.email_sent),
+    Sale(
+        "delivered", lambda job: job.status == JobStatus.COMPLETED and job.email_sent,
+        # After the payment is on record, and long before the image is done: it is noted, and waits for nothing.
+        stripe_faults=(({"webhook": "charge.succeeded"}, {"kind": "delay", "seconds": 0.15}),),
+    ),
     Sale(
         "refunded", _is_refunded, upsampler_faults=_FAILS, stripe_faults=_LATE,
         # Until Upsampler's verdict it goes as the one above.
@@ -298,7 +302,7 @@ class Lane(Stack):
     def _settle_refunds(self, job_id: str) -> None:
         """The bank takes its time, and then agrees."""
         refunds = self.app.job_tables.refunds
-        for row in refunds.select().where((refunds.state == "submitted") & (refunds.job_id == job_id)):
+        for row in refunds.select().where((refunds.state == "pending") & (refunds.job_id == job_id)):
             url = f"{self.sandbox.stripe.url}/_sandbox/stripe/refunds/{row.stripe_refund_id}/settle"
             self._http.post(url, json={"outcome": "succeeded"}, timeout=10)
 
