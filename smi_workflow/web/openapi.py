@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from flask import Blueprint, Flask, Response, jsonify
@@ -45,13 +46,18 @@ def openapi_routes(site: Flask) -> Blueprint:
     """The document, for programs and for people."""
     routes = Blueprint("openapi", __name__)
 
+    @cache
+    def built() -> dict[str, Any]:
+        # Once, when first asked for: routes do not change, and writing it takes a while.
+        return build(site)
+
     @routes.get("/openapi.json")
     def document() -> Response:
-        return jsonify(build(site))
+        return jsonify(built())
 
     @routes.get("/docs")
     def page() -> Response:
-        made = build(site)
+        made = built()
 
         def resolved(item: dict[str, Any]) -> dict[str, Any]:
             found: Any = made
