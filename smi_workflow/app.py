@@ -20,7 +20,7 @@ from peewee import Database
 
 from smi_workflow.effects.registry import handlers
 from smi_workflow.effects.upscale import url_refusal
-from smi_workflow.effects.world import Outside, World
+from smi_workflow.effects.world import Arrivals, Outside, World
 from smi_workflow.engine.clock import Chance, Clock, SystemChance, SystemClock
 from smi_workflow.engine.database import open_database
 from smi_workflow.engine.fire import Engine, Ring
@@ -32,7 +32,7 @@ from smi_workflow.engine.tables import Tables
 from smi_workflow.engine.unit import Applied
 from smi_workflow.engine.workflow import Workflow
 from smi_workflow.errors import DatabaseAway
-from smi_workflow.intake import translators, without_person
+from smi_workflow.intake import StripeReader, reduce_stripe_event, translators, without_person
 from smi_workflow.integrations.bell_ringer import BellRinger
 from smi_workflow.integrations.broker import Doorbell, make_broker
 from smi_workflow.integrations.embedded_broker import embedded_broker_url
@@ -49,13 +49,14 @@ from smi_workflow.jobs.lifecycle import JOB
 from smi_workflow.jobs.manager import JobManager
 from smi_workflow.jobs.model import JobTables
 from smi_workflow.jobs.refunds import REFUND
+from smi_workflow.jobs.schedule import SCHEDULE
 from smi_workflow.settings import Settings, load_settings
 
 # A server that starts beside us, or is started anew, is there within this time.
 DATABASE_WAIT_SECONDS = 60.0
 TELL_EVERY_SECONDS = 10
 MIGRATIONS = Path(__file__).parent / "migrations"
-WORKFLOWS: Sequence[Workflow] = (JOB, REFUND, ALERT)
+WORKFLOWS: Sequence[Workflow] = (JOB, REFUND, ALERT, SCHEDULE)
 
 # In-process hooks: smi_job_created, smi_payment_completed, smi_job_completed, smi_job_failed. Sent after the
 # commit, in the process that fired; the sender is the Applied transition.
@@ -100,15 +101,18 @@ class App:
         self.outside = outside or reach_outside(settings)
         self.storage = self.outside.storage
         self.stripe = self.outside.stripe
-        self.world = World(settings=settings, engine=self.engine, clock=self.clock, outside=self.outside)
+        read = translators(self.engine, lambda url: url_refusal(self.world, url))
+        self.inbox = Inbox(self.engine, read, without_person, raise_for_event)
+        self.world = World(
+            settings=settings, engine=self.engine, clock=self.clock, outside=self.outside,
+            arrivals=Arrivals(self.inbox, reduce_stripe_event, StripeReader(self.engine).kinds),
+        )  # fmt: skip
         held = handlers(self.world)
         if workflows is not WORKFLOWS:
             # Another release's: it may lack an effect that we have code for.
             known = {name for flow in workflows for name in flow.effects()}
             held = {name: handler for name, handler in held.items() if name in known}
         self.performer = Performer(self.engine, held, keeper(self.engine))
-        read = translators(self.engine, lambda url: url_refusal(self.world, url))
-        self.inbox = Inbox(self.engine, read, without_person, raise_for_event)
         self.jobs = JobManager(
             self.engine, settings, self._keep_source, self.performer.perform, pause,
             ask_session=self.stripe.retrieve_checkout_session,

@@ -119,6 +119,11 @@ class StripeReader:
             "charge.dispute.closed": partial(self._dispute, trigger="dispute_closed", over=True),
         }
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The types of events that it needs; a charge's own tells which payment it belongs to."""
+        return tuple(dict.fromkeys((*self._readers, "charge.succeeded")))
+
     def __call__(self, row: EventRow) -> Reading:
         event = json.loads(row.payload)
         reader = self._readers.get(event["type"])

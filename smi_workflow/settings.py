@@ -138,6 +138,9 @@ class Settings(BaseSettings):
     processing_timeout_minutes: float = Field(15.0, gt=0, description="How long an upscale may take.")
     refund_delay_minutes: float = Field(30.0, ge=0, description="From failure to refund: time for a retry.")
     download_expiry_hours: float = Field(24.0, gt=0, description="How long a download link works.")
+    reconcile_minutes: float = Field(
+        60.0, ge=1, description="How often Stripe and Upsampler are asked for what we missed."
+    )
     poll_seconds: float = Field(30.0, gt=0, description="First wait before asking Upsampler; later ones grow.")
     lease_seconds: float = Field(60.0, ge=2, description="A worker's claim on an effect, renewed while it works.")
     sweep_seconds: float = Field(0.5, gt=0, description="How often the relay looks for what is due.")
@@ -298,8 +301,8 @@ class Settings(BaseSettings):
 
     @field_validator(
         "delayed_payment_days", "pending_timeout_hours", "processing_timeout_minutes", "refund_delay_minutes",
-        "download_expiry_hours", "poll_seconds", "lease_seconds", "sweep_seconds", "ring_again_seconds",
-        "result_timeout_seconds", "fetch_timeout_seconds",
+        "download_expiry_hours", "reconcile_minutes", "poll_seconds", "lease_seconds", "sweep_seconds",
+        "ring_again_seconds", "result_timeout_seconds", "fetch_timeout_seconds",
     )  # fmt: skip
     @classmethod
     def _within_the_calendar(cls, value: float) -> float:

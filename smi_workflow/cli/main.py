@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from smi_workflow.cli import demo, doctor, fire, graph, jobs, migrate, simulate, up, verify
+from smi_workflow.cli import demo, doctor, fire, graph, jobs, migrate, reconcile, schedules, simulate, up, verify
 
 app = typer.Typer(
     name="smi",
@@ -19,9 +19,11 @@ app.command()(demo.demo)
 app.command()(doctor.doctor)
 app.command()(graph.graph)
 app.command()(fire.fire)
+app.command()(reconcile.reconcile)
 app.command()(verify.verify)
 app.command(epilog=simulate.EXAMPLES)(simulate.simulate)
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(schedules.app, name="schedules")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -25,12 +25,15 @@ from smi_workflow.engine.database import is_sqlite, read_stamp
 from smi_workflow.engine.migrate import status
 from smi_workflow.integrations.embedded_broker import embedded_broker_url
 from smi_workflow.jobs.hooks import receivers
+from smi_workflow.jobs.model import ScheduleState
 from smi_workflow.jobs.pricing import MINIMUM_CENTS
+from smi_workflow.jobs.schedule import PERIODIC, RUN_LONGEST, every
 from smi_workflow.settings import Settings, without_password
 
 PATIENCE_SECONDS = 5.0
 DATABASE_CLOCK_SECONDS, STRIPE_CLOCK_SECONDS = 5.0, 60.0
 FREE_BYTES_MIN = 1024**3
+SCHEDULE_LATE = timedelta(minutes=15)
 STRIPE_ITSELF = "api.stripe.com"
 HERE = ("localhost", "127.0.0.1", "::1")
 PORTS = {"redis": 6379, "rediss": 6379, "amqp": 5672, "amqps": 5671}
@@ -181,6 +184,25 @@ def check_clock(app: App) -> Iterator[Remark]:
         yield Remark(f"our clock is {apart:.0f} s away from the database server's: keep both by NTP")
 
 
+def check_schedules(app: App) -> Iterator[Remark]:
+    """Periodic work is done, and comes to its end."""
+    now = datetime.now(UTC)
+    rows = {row.name: row for row in app.job_tables.schedules.select()}
+    for name in (item.name for item in PERIODIC):
+        row = rows.get(name)
+        if row is None:
+            yield Remark(f"{name} is on no schedule yet: the relay puts it there when it starts", wrong=False)
+        elif row.state == ScheduleState.PAUSED:
+            yield Remark(f"{name} is paused since {row.updated_at:%Y-%m-%d %H:%M} UTC", wrong=False)
+        elif row.failures:
+            last = f"{row.succeeded_at:%Y-%m-%d %H:%M} UTC" if row.succeeded_at else "ever"
+            yield Remark(f"{name} has failed {row.failures} times running; nothing was finished since {last}")
+        elif now - row.updated_at > SCHEDULE_LATE + (
+            RUN_LONGEST if row.state == ScheduleState.RUNNING else every(name, app.settings)
+        ):
+            yield Remark(f"{name} is overdue: nothing has come of it since {row.updated_at:%Y-%m-%d %H:%M} UTC")
+
+
 def check_disk(app: App) -> Iterator[Remark]:
     """There is room, and we may write."""
     settings = app.settings
@@ -227,6 +249,10 @@ SURROUNDINGS: tuple[Look, ...] = (
     Look(
         "hooks", "The receivers of hooks answer.",
         "Mend the receiver, or take it out of SMI_HOOK_URLS; it is tried for three days.", check_hooks,
+    ),
+    Look(
+        "schedules", "Periodic work is done in time.",
+        "See `smi schedules list` and the workers' logs; `smi schedules run NAME` tries it now.", check_schedules,
     ),
     Look("clock", "The database has our time.", "Keep both machines' clocks by NTP.", check_clock),
     Look("disk", "There is room, and we may write.", "Make room, or give the folder to this user.", check_disk),

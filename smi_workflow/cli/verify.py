@@ -15,6 +15,7 @@ from smi_workflow.simulation.model_plain import plain_scenario
 from smi_workflow.simulation.model_report import SECONDS_MAX
 from smi_workflow.simulation.model_report import verify as check
 from smi_workflow.simulation.model_sale import sale_scenarios
+from smi_workflow.simulation.model_schedule import schedule_scenarios
 
 
 def verify(
@@ -32,7 +33,7 @@ def verify(
     Example: `smi verify --workflow shop.parcels:PARCEL`
     """
     with speaking_plainly():
-        scenarios = _scenarios(workflow) if workflow else sale_scenarios()
+        scenarios = _scenarios(workflow) if workflow else (*sale_scenarios(), *schedule_scenarios())
         verdict = check(scenarios, depth_max=depth, states_max=states_max, seconds_max=seconds_max)
     if as_json:
         print_json(verdict.as_json())

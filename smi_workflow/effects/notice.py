@@ -100,7 +100,7 @@ def tell_admin(world: World, attempt: Attempt) -> Outcome:
         return Done(note=f"told of receiver {receiver} within a day")
     if not world.settings.admin_email:
         return _told(world, receiver, "SMI_ADMIN_EMAIL is not set")
-    job_id = attempt.subject_id if attempt.workflow == "job" else attempt.row.job_id
+    job_id = getattr(attempt.row, "job_id", None)
     context = {
         "headline": f"{attempt.workflow} {told['trigger'].replace('_', ' ')}",
         "reason": told["reason"] or "No reason was given.",

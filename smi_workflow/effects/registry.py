@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from smi_workflow.effects import hook, notice, payment, upscale
+from smi_workflow.effects import hook, notice, payment, periodic, upscale
 from smi_workflow.effects.world import World
 from smi_workflow.engine.attempt import Attempt, Handler, Outcome
 
@@ -36,6 +36,9 @@ HANDLERS: Mapping[str, tuple[Run, Lookup | None]] = {
     "tell_admin": (notice.tell_admin, None),
     "send_hook": (hook.send_hook, None),
     "purge_job": (notice.purge_job, None),
+    "schedule_due": (periodic.schedule_due, None),
+    "run_schedule": (periodic.run_schedule, None),
+    "schedule_deadline": (periodic.schedule_deadline, None),
 }
 
 

@@ -5,7 +5,7 @@ Built by app.py; handed to every handler.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, BinaryIO, Protocol
@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Protocol
 from smi_workflow.engine.attempt import Attempt
 from smi_workflow.engine.clock import Clock
 from smi_workflow.engine.fire import Engine
+from smi_workflow.engine.inbox import Inbox
 from smi_workflow.integrations.fetching import Fetched, FetchPolicy
 from smi_workflow.integrations.hooks import HookPoster
 from smi_workflow.integrations.letters import LetterWriter, make_message_id
@@ -47,6 +48,20 @@ class Outside:
 
 
 @dataclass(frozen=True, slots=True)
+class Arrivals:
+    """Where what a provider tells is taken in, also when we had to ask for it.
+
+    Attributes:
+        reduce: cuts one of Stripe's events down to what is kept; InvalidInput for what is none.
+        kinds: the types of events that are worth taking in.
+    """
+
+    inbox: Inbox
+    reduce: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    kinds: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """Everything that a handler may use."""
 
@@ -54,6 +69,7 @@ class World:
     engine: Engine
     clock: Clock
     outside: Outside
+    arrivals: Arrivals
 
     @property
     def stripe(self) -> StripeApi:

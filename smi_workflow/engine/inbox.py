@@ -9,7 +9,7 @@ the reason; what stays parked for three days needs a person.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -76,6 +76,16 @@ class Ignore:
 
 Reading = Fire | Park | Ignore
 Translator = Callable[[EventRow], Reading]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What became of an event, or would: the trigger that it fired, or the reason why it did not."""
+
+    state: EventState
+    reason: str
+    workflow: str | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +172,53 @@ class Inbox:
             settled = self._read(inbox_id)
             return EventState(settled.state) if settled is not None else None
 
+    def known(self, provider: str, event_ids: Collection[str]) -> set[str]:
+        """Which of these have been taken in before; a page's worth of ids, not more."""
+        table = self._table
+        mine = (table.provider == provider) & table.event_id.in_(list(event_ids))
+        return {row.event_id for row in table.select(table.event_id).where(mine)} if event_ids else set()
+
+    def tell(self, inbox_id: str) -> Told:
+        """Handle an event, and say what became of it; see `handle`."""
+        row = self._read(inbox_id)
+        assert row is not None
+        meant = self._reading(row)
+        state = self.handle(inbox_id)
+        settled = self._read(inbox_id)
+        assert state is not None
+        assert settled is not None
+        where = (meant.workflow, meant.key) if isinstance(meant, Fire | Park) else (None, None)
+        return Told(state, settled.reason or "", *where)
+
+    def rehearse(self, provider: str, event_id: str, kind: str, payload: str) -> Told:
+        """What taking in such an event would come to. Changes nothing."""
+        now = self._engine.clock.now()
+        row = self._table(
+            id="", provider=provider, event_id=event_id, kind=kind, payload=payload, received_at=now, due_at=now
+        )
+        reading = self._reading(row)
+        if isinstance(reading, Ignore):
+            return Told(EventState.IGNORED, reading.reason)
+        if isinstance(reading, Park):
+            return Told(EventState.PARKED, reading.reason, reading.workflow, reading.key)
+        refusals = []
+        step: Fire | None = reading
+        last = reading
+        while step is not None:
+            try:
+                self._engine.fire(
+                    step.workflow, step.key, step.trigger, actor=step.actor, reason=step.reason, facts=step.facts,
+                    dry_run=True,
+                )  # fmt: skip
+                return Told(EventState.APPLIED, step.trigger, step.workflow, step.key)
+            except InvalidInput as problem:
+                return Told(EventState.NEEDS_PERSON, str(problem), step.workflow, step.key)
+            except (GuardRefused, TransitionNotAllowed, UnknownState, UnknownSubject) as refusal:
+                refusals.append(str(refusal))
+                last, step = step, step.or_else
+        state = EventState.IGNORED if last.otherwise == "ignore" else EventState.PARKED
+        return Told(state, "; ".join(refusals), last.workflow, last.key)
+
     def due(self, now: datetime, limit: int) -> list[DueEvent]:
         """Events that nobody has handled although they are due, oldest first."""
         table = self._table
@@ -181,14 +238,19 @@ class Inbox:
             found.append(DueEvent(event_id, state == EventState.RECEIVED and now - due < GRACE))
         return found
 
+    def _reading(self, row: EventRow) -> Reading:
+        translator = self._translators.get(row.provider)
+        if translator is None:
+            # Only a release that reads its events takes a provider's in: they are for a worker of that one.
+            return Park(f"this release reads no events of {row.provider}")
+        try:
+            return translator(row)
+        except InvalidInput as error:
+            return Ignore(f"cannot be read: {error}")
+
     def _apply_or_park(self, row: EventRow) -> EventState:
         try:
-            translator = self._translators.get(row.provider)
-            # Only a release that reads its events takes a provider's in: they are for a worker of that one.
-            reading = translator(row) if translator else Park(f"this release reads no events of {row.provider}")
-            return self._follow(row, reading)
-        except InvalidInput as error:
-            return self._close(row, EventState.IGNORED, f"cannot be read: {error}")
+            return self._follow(row, self._reading(row))
         except (_Settled, TransitionConflict, peewee.OperationalError, peewee.InterfaceError):
             raise
         except Exception as fault:

@@ -33,6 +33,9 @@ LIST_SLICE = timedelta(minutes=30)
 PAGE_SIZE = 100
 EVENT_TYPES_MAX = 20
 
+ListedKind = Literal["refund", "dispute"]
+RetrievedKind = Literal["session", "intent", "refund"]
+
 T = TypeVar("T")
 
 
@@ -234,7 +237,7 @@ class StripeApi:
             ]
 
     def list_events(
-        self, *, since: datetime, types: Sequence[str] = (), undelivered_only: bool = False
+        self, *, since: datetime, types: Sequence[str] = (), undelivered_only: bool = False, after: str = ""
     ) -> Iterator[dict[str, Any]]:
         """All events since then, newest first, page by page as the caller goes on.
 
@@ -242,6 +245,7 @@ class StripeApi:
             since: aware; Stripe keeps events for 30 days.
             types: at most 20; none means all.
             undelivered_only: those that no endpoint of ours has taken yet.
+            after: go on behind this event's id, where an earlier listing with the same filters stopped.
         Returns: bodies as a webhook would bring them.
         """
         if len(types) > EVENT_TYPES_MAX:
@@ -251,7 +255,22 @@ class StripeApi:
             params["types"] = list(types)
         if undelivered_only:
             params["delivery_success"] = False
-        return _pages(self._v1.events.list, params)
+        return _pages(self._v1.events.list, params, after)
+
+    def list_bodies(self, kind: ListedKind, *, since: datetime, after: str = "") -> Iterator[dict[str, Any]]:
+        """Whole objects made since then, newest first, page by page as the caller goes on; see `list_events`."""
+        listed: Mapping[str, Callable[..., Any]] = {
+            "refund": self._v1.refunds.list, "dispute": self._v1.disputes.list,
+        }  # fmt: skip
+        return _pages(listed[kind], {"created": {"gte": _unix("since", since)}}, after)
+
+    def retrieve_body(self, kind: RetrievedKind, object_id: str) -> dict[str, Any]:
+        """One whole object, as an event about it would carry it."""
+        retrieve: Mapping[str, Callable[..., Any]] = {
+            "session": self._v1.checkout.sessions.retrieve, "intent": self._v1.payment_intents.retrieve,
+            "refund": self._v1.refunds.retrieve,
+        }  # fmt: skip
+        return _read(dict, retrieve[kind](_given("object_id", object_id)))
 
 
 def _options(key: str) -> stripe.RequestOptions:
@@ -278,9 +297,11 @@ def _unix(field: str, moment: datetime) -> int:
     return int(moment.timestamp())
 
 
-def _pages(fetch: Callable[[Any], stripe.StripeObject], params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _pages(
+    fetch: Callable[[Any], stripe.StripeObject], params: Mapping[str, Any], after: str = ""
+) -> Iterator[dict[str, Any]]:
     # Not the library's auto_paging_iter: that one follows an address out of the answer.
-    cursor: dict[str, str] = {}
+    cursor: dict[str, str] = {"starting_after": after} if after else {}
     while True:
         data, more = _read(
             lambda page: (list(page["data"]), flag(page["has_more"])),

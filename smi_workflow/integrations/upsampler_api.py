@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ SERVICE = "upsampler"
 FACTOR_MAX = 16
 ANSWER_BYTES_MAX = 1024 * 1024
 ERROR_TEXT_MAX = 500
+CALLBACK_NAME_MAX = 150
 
 # There is no public list of codes: these are the texts that an independent client treats as final.
 _FINAL_TEXTS = {
@@ -92,6 +94,29 @@ def parse_upscale(payload: object) -> Upscale:
     if status is UpscaleStatus.SUCCESS and not image_url:
         raise InvalidInput("imageUrl", "is missing although the status is SUCCESS")
     return Upscale(upscale_id, status, image_url or None, _read_cost(payload), _error_text(payload.get("error")))
+
+
+def callback_name(upscale: Upscale) -> str:
+    """What a callback is known by; one that does not fit the inbox's column is known by its digest."""
+    name = f"{upscale.id}:{upscale.status}"
+    if len(name) <= CALLBACK_NAME_MAX:
+        return name
+    return f"sha256-{hashlib.sha256(upscale.id.encode()).hexdigest()}:{upscale.status}"
+
+
+def kept_callback(effect_id: str, upscale: Upscale) -> dict[str, str | None]:
+    """What is kept of a callback, or of an answer in its stead.
+
+    Args:
+        effect_id: the submission that it answers.
+    """
+    cost = upscale.credit_cost
+    return {
+        "effect_id": effect_id, "id": upscale.id, "status": upscale.status, "imageUrl": upscale.image_url,
+        # Rounded, because 1E-999999 is a number too, and no column holds it.
+        "creditCost": None if cost is None else format(cost.quantize(Decimal("0.000001")), "f"),
+        "error": upscale.error,
+    }  # fmt: skip
 
 
 def refusal_code(text: str | None) -> str | None:

@@ -64,6 +64,8 @@ FACTS: Mapping[str, Callable[[object], str | None]] = {
     "refund_id": text, "stripe_refund_id": text, "is_ours": flag, "was_settled": flag, "role": text,
     "elsewhere": flag, "tries": whole, "status": text_or_none, "dispute_id": text,
     "withdrawn_cents": whole_or_none,
+    # Periodic work
+    "progress": text, "memory": text, "report": text,
     # By hand, and of every kind
     "override": flag, "effects": flag, "target": state, "fields": names, "token_generation": whole,
     "code": text_or_none, "effect": text, "inputs": names, "costs": names,

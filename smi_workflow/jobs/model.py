@@ -27,7 +27,7 @@ from peewee import (
     TextField,
 )
 
-from smi_workflow.engine.database import UtcDateTimeField, bind
+from smi_workflow.engine.database import LongTextField, UtcDateTimeField, bind
 from smi_workflow.engine.tables import Subject
 
 
@@ -231,6 +231,34 @@ class Refund(Subject):
 
     class Meta:
         table_name = "smi_refunds"
+        indexes = ((("state", "created_at"), False),)
+
+
+class ScheduleState(StrEnum):
+    """The states of a schedule."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PAUSED = "paused"
+
+
+class Schedule(Subject):
+    """One kind of periodic work."""
+
+    id = BigAutoField()
+    name = CharField(64, unique=True)
+    state = CharField(20, default=ScheduleState.WAITING)
+    began_at = UtcDateTimeField(null=True, help_text="When the present run began, or the last one.")
+    succeeded_at = UtcDateTimeField(null=True, help_text="When a run was last finished.")
+    failures = IntegerField(default=0, help_text="Failed runs since then.")
+    progress = LongTextField(null=True, help_text="How far the present run has come, in its work's own words.")
+    memory = LongTextField(null=True, help_text="What the last finished run has left for the next.")
+    report = LongTextField(null=True, help_text="What the last finished run did.")
+    created_at = UtcDateTimeField()
+    updated_at = UtcDateTimeField()
+
+    class Meta:
+        table_name = "smi_schedules"
 
 
 class Dispute(Model):
@@ -286,6 +314,7 @@ class JobTables:
     refunds: type[Refund]
     disputes: type[Dispute]
     alerts: type[Alert]
+    schedules: type[Schedule]
 
     @classmethod
     def bound_to(cls, database: Database, prefix: str) -> Self:
@@ -296,13 +325,14 @@ class JobTables:
             refunds=bind(Refund, database, prefix),
             disputes=bind(Dispute, database, prefix),
             alerts=bind(Alert, database, prefix),
+            schedules=bind(Schedule, database, prefix),
         )
 
     def by_declaration(self) -> Mapping[type[Model], type[Model]]:
         """Declared model → bound model, as the engine wants it."""
         return {
             Job: self.jobs, Payment: self.payments, Refund: self.refunds, Dispute: self.disputes,
-            Alert: self.alerts,
+            Alert: self.alerts, Schedule: self.schedules,
         }  # fmt: skip
 
     def all(self) -> tuple[type[Model], ...]:

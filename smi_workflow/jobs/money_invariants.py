@@ -44,7 +44,7 @@ WITH_GOODS = (JobStatus.PENDING.value, JobStatus.PROCESSING.value, JobStatus.COM
 # says that the buyer was paid back elsewhere, or tries a refund again.
 NOT_OURS = '"refund_id":""'
 ELSEWHERE = '"elsewhere":true'
-BY_OTHERS = ("dispute_opened", "refund_retried")
+BY_OTHERS = ("dispute_opened", "dispute_closed", "refund_retried")
 
 
 # -- captured -----------------------------------------------------------------------------------------------------

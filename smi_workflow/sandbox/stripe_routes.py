@@ -32,6 +32,7 @@ PATHS = {
     "disputes": "disputes",
     "events": "events",
 }
+EVENTS_KEPT_SECONDS = 30 * 24 * 3600
 UPDATABLE = frozenset({"sessions", "intents", "refunds"})
 
 
@@ -108,7 +109,8 @@ def _collection(routes: Blueprint, book: StripeBook, path: str, kind: str) -> No
     def listing() -> Response:
         params = _params(known.LISTS[kind])
         with book.turn(_origin()):
-            shown = book.page(kind, params, g.livemode, f"/v1/{path}", _filter(kind, params))
+            fits = _filter(kind, params, book.now())
+            shown = book.page(kind, params, g.livemode, f"/v1/{path}", fits)
         return _json(shown)
 
     routes.add_url_rule(f"/{path}", f"list_{kind}", listing, methods=["GET"])
@@ -117,9 +119,9 @@ def _collection(routes: Blueprint, book: StripeBook, path: str, kind: str) -> No
         routes.add_url_rule(f"/{path}/<object_id>", f"update_{kind}", update, methods=["POST"])
 
 
-def _filter(kind: str, params: Payload) -> Callable[[Payload], bool]:
+def _filter(kind: str, params: Payload, now: int) -> Callable[[Payload], bool]:
     if kind == "events":
-        return _event_filter(params)
+        return _event_filter(params, now)
     wanted = {name: params[name] for name in ("payment_intent", "charge", "status") if name in params}
     email = params.get("customer_details", {}).get("email")
 
@@ -131,7 +133,7 @@ def _filter(kind: str, params: Payload) -> Callable[[Payload], bool]:
     return fits
 
 
-def _event_filter(params: Payload) -> Callable[[Payload], bool]:
+def _event_filter(params: Payload, now: int) -> Callable[[Payload], bool]:
     if "type" in params and "types" in params:
         raise invalid("You may only specify one of these parameters: type, types.", "type")
     patterns = [params["type"]] if "type" in params else params.get("types", ["*"])
@@ -141,6 +143,8 @@ def _event_filter(params: Payload) -> Callable[[Payload], bool]:
 
     def fits(event: Payload) -> bool:
         if success is not None and (event["pending_webhooks"] == 0) is not success:
+            return False
+        if now - event["created"] > EVENTS_KEPT_SECONDS:
             return False
         return any(fnmatchcase(event["type"], pattern) for pattern in patterns)
 

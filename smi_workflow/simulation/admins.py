@@ -55,6 +55,9 @@ class Admins:
 
     def _act_once(self) -> None:
         shop, stage = self._shop, self._stage
+        if stage.random.random() < 0.1:
+            self._mind_schedule()
+            return
         job_ids = list(shop.sizes)
         if not job_ids:
             return
@@ -99,6 +102,30 @@ class Admins:
             if alerts:
                 return workflow, alerts[self._stage.random.randrange(len(alerts))].alert_id, named, facts
         return "job", job_id, "notice_failed" if workflow else trigger, facts
+
+    def _mind_schedule(self) -> None:
+        """Somebody runs periodic work by hand, or pauses it for a while; whoever pauses it remembers."""
+        random, stage = self._stage.random, self._stage
+        trigger = random.choice(("run", "run", "pause", "resume", "finish", "fail", "progressed"))
+        if self._fire_schedule(trigger) and trigger == "pause":
+            stage.sleep(random.choice((10.0, 3_600.0, 200_000.0)))
+            while not self._fire_schedule("resume"):
+                if self._shop.app.engine.read("schedule", "reconcile").state != "paused":
+                    return
+                stage.sleep(60.0)
+
+    def _fire_schedule(self, trigger: str) -> bool:
+        shop, stage = self._shop, self._stage
+        try:
+            web = shop.web()
+            with stage.inside(web):
+                shop.apps[web.release].engine.fire(
+                    "schedule", "reconcile", trigger, actor="admin:jane", reason="simulated"
+                )
+        except (SmiError, Unreachable) as refusal:
+            stage.tell(f"admin is told: {refusal}")
+            return False
+        return True
 
     def _choose(self) -> tuple[str, dict[str, Any]]:
         random = self._stage.random

@@ -16,7 +16,7 @@ from smi_workflow.integrations.letters import Letter
 from smi_workflow.integrations.upsampler_api import UpscaleStatus
 from smi_workflow.jobs.model import LOST, Job, JobStatus, Payment, Refund, RefundState
 from smi_workflow.jobs.refunds import TRY
-from smi_workflow.simulation.stripe import Books, Charge
+from smi_workflow.simulation.stripe_books import Books, Charge
 from smi_workflow.simulation.upsampler import Work
 
 # What an admin may do to goods and money, on record.
@@ -88,7 +88,7 @@ def _judge_charge(
     if kept > 0 and not delivered and not given_up and not acted:
         return f"{kept} of {charge.cents} are kept, and the job is {job.status}"
     told = any(
-        trigger in ("refund_settled", "dispute_opened") and actor in ("stripe", "system")
+        trigger in ("refund_settled", "dispute_opened", "dispute_closed") and actor in ("stripe", "system")
         for trigger, actor in history
     )
     if kept <= 0 and delivered and not acted and not told:

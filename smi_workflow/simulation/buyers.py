@@ -10,7 +10,7 @@ from smi_workflow.errors import ServiceError, SmiError
 from smi_workflow.jobs.model import Job
 from smi_workflow.simulation.shop import Shop
 from smi_workflow.simulation.stage import Unreachable
-from smi_workflow.simulation.stripe import Charge, Session
+from smi_workflow.simulation.stripe_books import Charge, Session
 
 SIZES = ((40, 30), (640, 480), (1000, 900))
 BETWEEN_SECONDS = 60.0

@@ -25,6 +25,7 @@ RATES = {
     "unanswered": 0.02,  # … does it, and the answer is lost
     "slow": 0.02,  # … takes longer than a lease
     "webhook_lost": 0.05,  # an event never arrives
+    "event_gone": 0.3,  # … and Stripe lists it no more; of those that can be found out otherwise
     "webhook_twice": 0.05,  # … arrives twice
     "webhook_late": 0.10,  # … arrives late, or early: before the answer to the call that caused it
     "buyer": 0.15,  # a buyer does something unusual

@@ -218,7 +218,10 @@ class Shop:
             mailer=cast("Any", _Mailer(self._desk)), fetch=cast("Any", None),
             hooks=cast("Any", _Receivers(self._desk)),
         )  # fmt: skip
-        self._world = World(settings=policy, engine=engine, clock=_DeskClock(self._desk), outside=outside)
+        self._world = World(
+            settings=policy, engine=engine, clock=_DeskClock(self._desk), outside=outside,
+            arrivals=cast("Any", None),
+        )  # fmt: skip
         read = translators(engine, lambda url: "" if url else "Upsampler names no result")
         self.handlers: dict[str, ModelHandler] = {name: self._asking(run) for name, (run, _) in HANDLERS.items()}
         self.lookups: dict[str, ModelLookup] = {

@@ -55,6 +55,7 @@ class OwnWorld:
         performer = Performer(self.engine, scenario.handlers(self), props.keeper(self.engine))
         self.inbox = Inbox(self.engine, scenario.translators or {})
         release = Release(self.engine, performer, self.inbox)
+        self.perpetual: frozenset[str] = frozenset()
         self.releases: Mapping[str, Release] = {"present": release, "older": release}
         self.exists: Callable[[str], bool] | None = None
         self._busy = 0

@@ -26,11 +26,16 @@ from smi_workflow.simulation.stage import Process, Stage
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """One version of the code, as every process that runs it uses it."""
+    """One version of the code, as every process that runs it uses it.
+
+    Attributes:
+        set_up: what a relay does once when it starts.
+    """
 
     engine: Engine
     performer: Performer
     inbox: Inbox
+    set_up: Callable[[], object] = bool
 
     @property
     def database(self) -> Database:
@@ -51,9 +56,14 @@ class Props:
 
 
 class Scenario(Protocol):
-    """A world to simulate."""
+    """A world to simulate.
+
+    Attributes:
+        perpetual: workflows that never come to rest; when all else has, they go on until they change nothing.
+    """
 
     releases: Mapping[str, Release]
+    perpetual: frozenset[str]
     invariants: Sequence[Invariant]
     exists: Callable[[str], bool] | None
 

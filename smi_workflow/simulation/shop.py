@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -21,6 +20,7 @@ from smi_workflow.engine.workflow import Workflow
 from smi_workflow.intake import STRIPE, UPSAMPLER, reduce_stripe_event
 from smi_workflow.integrations.letters import LetterWriter
 from smi_workflow.jobs.invariants import SALE_INVARIANTS
+from smi_workflow.jobs.schedule import set_up_schedules
 from smi_workflow.settings import Settings
 from smi_workflow.simulation.calls import Caller
 from smi_workflow.simulation.files import (
@@ -32,14 +32,13 @@ from smi_workflow.simulation.files import (
 from smi_workflow.simulation.scenario import Props, Release
 from smi_workflow.simulation.stage import Process, Unreachable
 from smi_workflow.simulation.stripe import SimulatedStripe
+from smi_workflow.simulation.stripe_books import Told
 from smi_workflow.simulation.upsampler import SimulatedUpsampler
 
-# Somebody presses "Resend" on Stripe's page, weeks after our endpoint was away for too long.
-LOST_DAYS = 20
-# What these would tell is found out by asking; the others must arrive some day.
-FOUND_OUT = ("checkout.session.expired", "refund.", "charge.refund.", "payment_intent.")
-# Nobody else says which payment a charge belongs to: Stripe tries for three days, and that is enough.
-TRIED_ENOUGH = "charge.succeeded"
+# What these tell stands in an object that is asked for, so that it is found even if Stripe lists no event.
+IN_OBJECTS = (
+    "checkout.session.completed", "checkout.session.expired", "refund.", "charge.refund.", "charge.dispute.funds_"
+)  # fmt: skip
 
 
 class Shop:
@@ -79,8 +78,13 @@ class Shop:
             # The simulated crashes are not power cuts: the file need not reach the disk.
             app.database.execute_sql("PRAGMA synchronous = OFF")  # type: ignore[no-untyped-call]
         self.releases: Mapping[str, Release] = {
-            name: Release(app.engine, app.performer, app.inbox) for name, app in self.apps.items()
+            name: Release(
+                app.engine, app.performer, app.inbox,
+                partial(set_up_schedules, app.engine) if "schedule" in app.engine.workflows else bool,
+            )
+            for name, app in self.apps.items()
         }
+        self.perpetual = frozenset({"schedule"})
         self.invariants: Sequence[Invariant] = (*ENGINE_INVARIANTS, *SALE_INVARIANTS)
         self.exists: Callable[[str], bool] | None = self.storage.exists
         self.busy = 0
@@ -123,15 +127,18 @@ class Shop:
             "id": f"evt_{self._events:08d}", "type": kind, "livemode": bool(body.get("livemode")),
             "data": {"object": body},
         }  # fmt: skip
-        # Nobody asks after a refund any more once it had succeeded.
-        can_be_asked = kind.startswith(FOUND_OUT) and body.get("status") not in ("failed", "canceled")
+        told = Told(event, self.stage.time)
 
         def take(app: App) -> None:
             kept = json.dumps(reduce_stripe_event(event), allow_nan=False)
             app.inbox.receive(STRIPE, str(event["id"]), kind, kept)
+            told.is_delivered = True
 
-        days = 1 if kind == TRIED_ENOUGH else LOST_DAYS
-        self._post(f"stripe {kind} {event['id']}", take, days=None if can_be_asked else days)
+        arrives = self._post(f"stripe {kind} {event['id']}", take)
+        session = self.stripe.books.sessions.get(str(body["id"]))
+        asked_for = kind.startswith(IN_OBJECTS) and (session is None or session.ours)
+        if arrives or not asked_for or not self.stage.faults.strikes("event_gone"):
+            self.stripe.books.events.append(told)
 
     def _tell_upsampler(self, webhook_url: str, body: dict[str, Any]) -> None:
         effect_id = webhook_url.rsplit("/", 2)[1]
@@ -140,10 +147,10 @@ class Shop:
         def take(app: App) -> None:
             app.inbox.receive(UPSAMPLER, f"{body['id']}:{body['status']}", str(body["status"]), kept)
 
-        self._post(f"upsampler {body['id']} {body['status']}", take, days=None)
+        self._post(f"upsampler {body['id']} {body['status']}", take)
 
-    def _post(self, name: str, take: Any, *, days: int | None) -> None:
-        """Bring it; if it gets lost, after so many days, or never."""
+    def _post(self, name: str, take: Any) -> bool:
+        """Send it off; False when it never arrives."""
         faults, random = self.stage.faults, self.stage.random
         waits = [random.uniform(0, 5)]
         if faults.strikes("webhook_late"):
@@ -151,10 +158,11 @@ class Shop:
         if faults.strikes("webhook_twice"):
             waits.append(random.uniform(0, 600))
         if faults.strikes("webhook_lost"):
-            waits = [] if days is None else [timedelta(days=days).total_seconds()]
+            waits = []
             self.stage.tell(f"{name} is lost")
         for wait in waits:
             self.stage.spawn(f"postman with {name}", partial(self._deliver, take), after=max(wait, 0.001))
+        return bool(waits)
 
     def _deliver(self, take: Any) -> None:
         """A provider tries until it is answered."""
@@ -185,6 +193,8 @@ def settings_of(props: Props) -> Settings:
         # What fits no sale waits for an admin in some of these worlds.
         unexpected_payment="hold" if props.stage.seed % 4 == 0 else "refund",
         stripe_api_base="https://stripe.example.com", upsampler_api_base="https://upsampler.example.com",
+        # By the hour it would be most of what a run of weeks consists of.
+        reconcile_minutes=props.stage.random.choice((240, 1440)),
     )  # fmt: skip
 
 
@@ -207,4 +217,8 @@ def without(flow: Workflow, *, effect: str, trigger: str) -> Workflow:
     )  # fmt: skip
 
 
-OLDER = (without(WORKFLOWS[0], effect="warn_expiry", trigger="resend"), *WORKFLOWS[1:])
+# It knew no periodic work at all.
+OLDER = (
+    without(WORKFLOWS[0], effect="warn_expiry", trigger="resend"),
+    *(flow for flow in WORKFLOWS[1:] if flow.name != "schedule"),
+)

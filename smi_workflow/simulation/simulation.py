@@ -42,6 +42,8 @@ CALM_LIMIT, LIES_LIMIT = timedelta(days=90), timedelta(hours=6)
 STEPS_PER_SUBJECT_MAX = 20_000
 STORY_LINES = 400
 IN_CALM_ONLY = ("nothing_overdue",)
+# After so many turns of what goes on for ever, without a change to anything else, nothing is left to be found.
+QUIET_ROUNDS = 2
 
 
 @dataclass(slots=True)
@@ -106,6 +108,8 @@ class Simulation:
         self._queues = sorted({effect.queue for flow in flows for effect in flow.effects().values()})
         self._swept = False
         self._calm_since: datetime | None = None
+        self._rounds = 0
+        self._at_last_round: tuple[int, int] | None = None
 
     def run(self) -> Report:
         """Run it to its end, or to the first violation."""
@@ -221,6 +225,7 @@ class Simulation:
         if mine not in self._relays:
             # A relay remembers nothing of its earlier lives.
             self._relays = {mine: Relay(release.engine, release.inbox, RING_AGAIN)}
+            self.stage.spawn("relay sets up", lambda: _ignore(release.set_up()), process=self.relay)
         relay = self._relays[mine]
         self.stage.spawn("relay", lambda: _ignore(relay.sweep()), process=self.relay)
         return True
@@ -235,8 +240,10 @@ class Simulation:
         if self._calm_since is None and self.scenario.is_finished():
             self._calm_down()
             return True
-        due = self._next_due()
+        due, always = self._next_due(perpetual=False), self._next_due(perpetual=True)
         wakes = [stage.asleep[0][0]] if stage.asleep else []
+        if always is not None and (wakes or due is not None or always <= stage.time or self._goes_round()):
+            due = always if due is None else min(due, always)
         if due is not None:
             # What is due already has been rung for: the ring is given its time, or was lost.
             if self._calm_since is not None and stage.time - max(due, self._calm_since) > LIES_LIMIT:
@@ -248,6 +255,21 @@ class Simulation:
         if self._calm_since is not None and stage.time - self._calm_since > CALM_LIMIT:
             raise Violated("everything comes to rest", f"something is still owed {CALM_LIMIT.days} days later")
         return True
+
+    def _goes_round(self) -> bool:
+        """All that ends has ended: whether what goes on for ever must have another turn before it is over.
+
+        It may find something yet; two turns that changed nothing else have found all there was.
+        """
+        tables = self.present.engine.tables
+        others = tables.transitions.workflow.not_in(sorted(self.scenario.perpetual))
+        seen = (
+            tables.transitions.select().where(others).count(),
+            tables.events.select().count(),
+        )
+        self._rounds = self._rounds + 1 if seen == self._at_last_round else 0
+        self._at_last_round = seen
+        return self._rounds < QUIET_ROUNDS
 
     def _calm_down(self) -> None:
         """The time of faults is over: every process is up, and on the present release."""
@@ -262,21 +284,26 @@ class Simulation:
             if not process.alive:
                 stage.revive(process)
 
-    def _next_due(self) -> datetime | None:
+    def _next_due(self, *, perpetual: bool) -> datetime | None:
+        """When something falls due next: of what comes to an end, or of what goes on for ever."""
         engine = self.present.engine
+        forever = sorted(self.scenario.perpetual) or [""]
         effects, events = engine.tables.effects, engine.tables.events
         statement = engine.registry.statement
+        mine = effects.workflow.in_(forever) if perpetual else effects.workflow.not_in(forever)
         found = []
         of_queue = lambda: effects.select(fn.MIN(effects.due_at)).where(  # noqa: E731
-            (effects.state == EffectState.DUE.value) & (effects.queue == Slot("queue"))
+            (effects.state == EffectState.DUE.value) & (effects.queue == Slot("queue")) & mine
         )
         of_leases = lambda: effects.select(fn.MIN(effects.lease_until)).where(  # noqa: E731
-            effects.state == EffectState.CLAIMED.value
+            (effects.state == EffectState.CLAIMED.value) & mine
         )
         of_events = lambda: events.select(fn.MIN(events.due_at)).where(events.state == Slot("state"))  # noqa: E731
-        cursors = [statement("next of queue", of_queue).run({"queue": queue}) for queue in self._queues]
-        cursors.append(statement("next lease", of_leases).run({}))
-        for state in (EventState.RECEIVED, EventState.PARKED):
+        cursors = [
+            statement(("next of queue", perpetual), of_queue).run({"queue": queue}) for queue in self._queues
+        ]
+        cursors.append(statement(("next lease", perpetual), of_leases).run({}))
+        for state in () if perpetual else (EventState.RECEIVED, EventState.PARKED):
             cursors.append(statement("next event", of_events).run({"state": state.value}))
         for cursor in cursors:
             moment = read_stamp(cursor.fetchone()[0])

@@ -5,76 +5,22 @@ It keeps books of its own, which the verdict compares with ours, and tells of ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
 from smi_workflow.errors import ServiceRefused
-from smi_workflow.integrations.stripe_api import KEY_HORIZON, StripeApi
+from smi_workflow.integrations.stripe_api import KEY_HORIZON, PAGE_SIZE, ListedKind, RetrievedKind, StripeApi
 from smi_workflow.integrations.stripe_objects import CheckoutSession, PaymentIntent, StripeRefund
 from smi_workflow.simulation.calls import Caller
 from smi_workflow.simulation.stage import Violated
+from smi_workflow.simulation.stripe_books import Books, Charge, Refund, Session
 
 T = TypeVar("T")
 Tell = Callable[[str, dict[str, Any]], None]
-
-
-@dataclass(slots=True)
-class Charge:
-    """Money that was captured, and what became of it."""
-
-    intent: str
-    charge: str
-    job_id: str
-    session_id: str
-    cents: int
-    currency: str
-    livemode: bool
-    email: str
-    settled: bool = True
-    refunded_cents: int = 0
-    withdrawn_cents: int = 0
-
-
-@dataclass(slots=True)
-class Session:
-    """A visit to the payment page."""
-
-    id: str
-    job_id: str
-    cents: int
-    currency: str
-    expires_at: datetime
-    email: str | None
-    status: str = "open"
-    payment_status: str = "unpaid"
-    intent: str | None = None
-    paid_cents: int | None = None
-    ours: bool = True
-
-
-@dataclass(slots=True)
-class Refund:
-    """Money on its way back, as Stripe sees it."""
-
-    id: str
-    intent: str
-    cents: int
-    currency: str
-    metadata: Mapping[str, str]
-    livemode: bool = False
-    status: str = "pending"
-    failure_reason: str | None = None
-
-
-@dataclass(slots=True)
-class Books:
-    """What Stripe has on record."""
-
-    sessions: dict[str, Session] = field(default_factory=dict)
-    charges: dict[str, Charge] = field(default_factory=dict)
-    refunds: dict[str, Refund] = field(default_factory=dict)
+# Stripe lists no events that are older.
+EVENTS_KEPT = timedelta(days=30)
 
 
 class SimulatedStripe(StripeApi):
@@ -132,10 +78,64 @@ class SimulatedStripe(StripeApi):
         raise Violated("the simulation knows every call", "retrieve_payment_intent is not simulated")
 
     def retrieve_charge_intent(self, charge_id: str) -> str | None:
-        raise Violated("the simulation knows every call", "retrieve_charge_intent is not simulated")
+        def named() -> str | None:
+            return next((one.intent for one in self.books.charges.values() if one.charge == charge_id), None)
 
-    def list_events(self, **filters: Any) -> Iterator[dict[str, Any]]:
-        raise Violated("the simulation knows every call", "list_events is not simulated")
+        return self._ask("retrieve charge", named)
+
+    def list_events(
+        self, *, since: datetime, types: Sequence[str] = (), undelivered_only: bool = False, after: str = ""
+    ) -> Iterator[dict[str, Any]]:
+        def listed() -> list[dict[str, Any]]:
+            oldest = max(since, self._stage.time - EVENTS_KEPT)
+            return [
+                told.event for told in reversed(self.books.events)
+                if told.at >= oldest and (not types or told.event["type"] in types)
+                and not (undelivered_only and told.is_delivered)
+            ]  # fmt: skip
+
+        return self._pages("list events", listed, after)
+
+    def list_bodies(self, kind: ListedKind, *, since: datetime, after: str = "") -> Iterator[dict[str, Any]]:
+        def listed() -> list[dict[str, Any]]:
+            if kind == "dispute":
+                return [dict(body) for body in reversed(self.books.disputes.values()) if body["created"] >= since]
+            made = [refund for refund in self.books.refunds.values() if refund.created >= since]
+            return [self._refund_body(refund) for refund in reversed(made)]
+
+        return self._pages(f"list {kind}s", listed, after)
+
+    def retrieve_body(self, kind: RetrievedKind, object_id: str) -> dict[str, Any]:
+        def body() -> dict[str, Any]:
+            if kind == "session":
+                session = self._known(object_id)
+                return self._session_body(session, self._livemode(session))
+            if kind == "refund":
+                return self._refund_body(self.books.refunds[object_id])
+            charge = self.books.charges.get(object_id)
+            decided = "succeeded" if charge is not None and charge.settled else "processing"
+            return {"id": object_id, "status": decided if charge is not None else "requires_payment_method"}
+
+        return self._ask(f"retrieve {kind}", body)
+
+    def _pages(
+        self, name: str, listed: Callable[[], list[dict[str, Any]]], after: str
+    ) -> Iterator[dict[str, Any]]:
+        """Page by page: others go on in between, and what has come in since stands before the cursor."""
+
+        def page() -> list[dict[str, Any]]:
+            found = listed()
+            names = [str(one["id"]) for one in found]
+            if after and after not in names:
+                raise ServiceRefused("stripe", f"no such object {after}", code="resource_missing", status=400)
+            start = names.index(after) + 1 if after else 0
+            return found[start : start + PAGE_SIZE]
+
+        while found := self._caller.call("stripe", name, page, may_refuse=True):
+            yield from found
+            if len(found) < PAGE_SIZE:
+                return
+            after = str(found[-1]["id"])
 
     def create_refund(
         self, *, payment_intent: str, amount_cents: int,
@@ -226,7 +226,9 @@ class SimulatedStripe(StripeApi):
 
     def refund(self, charge: Charge, cents: int, metadata: Mapping[str, str]) -> Refund:
         """Send money back, by our call or from the dashboard."""
-        refund = Refund(self._id("re"), charge.intent, cents, charge.currency, metadata, charge.livemode)
+        refund = Refund(
+            self._id("re"), charge.intent, cents, charge.currency, metadata, self._stage.time, charge.livemode
+        )
         self.books.refunds[refund.id] = refund
         charge.refunded_cents += cents
         faults = self._stage.faults
@@ -252,21 +254,26 @@ class SimulatedStripe(StripeApi):
         taken = charge.cents - charge.refunded_cents if withdraws else 0
         # Some of them name the charge alone.
         intent = charge.intent if self._stage.random.random() < 0.5 else None
-        body = {
+        status = "needs_response" if taken else "warning_needs_response"
+        body: dict[str, Any] = {
             "id": self._id("dp"), "charge": charge.charge, "payment_intent": intent, "amount": taken,
             "currency": charge.currency, "reason": "fraudulent", "livemode": charge.livemode,
         }  # fmt: skip
-        moved = [{"amount": -taken}] if taken and self._stage.random.random() < 0.5 else []
-        status = "needs_response" if taken else "warning_needs_response"
+        moved = [{"amount": -taken}] if taken else []
+        known = self.books.disputes[body["id"]] = {
+            **body, "status": status, "created": self._stage.time, "balance_transactions": moved,
+        }  # fmt: skip
+        told = moved if self._stage.random.random() < 0.5 else []
         charge.withdrawn_cents = taken
-        self._tell("charge.dispute.created", {**body, "status": status, "balance_transactions": moved})
+        self._tell("charge.dispute.created", {**body, "status": status, "balance_transactions": [*told]})
         if taken:
             self._tell("charge.dispute.funds_withdrawn", {**body, "status": status})
         self._stage.sleep(self._stage.random.choice((0.0, 3_600.0, 864_000.0)))
+        known["status"] = ended = ("won" if won else "lost") if taken else "warning_closed"
         if won and taken:
             charge.withdrawn_cents = 0
+            moved.append({"amount": taken})
             self._tell("charge.dispute.funds_reinstated", {**body, "status": "won"})
-        ended = ("won" if won else "lost") if taken else "warning_closed"
         self._tell("charge.dispute.closed", {**body, "status": ended})
 
     # -- small parts ----------------------------------------------------------------------------------------------

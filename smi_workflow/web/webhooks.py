@@ -5,11 +5,9 @@ Called by site.py. Nothing is judged here: the inbox keeps it, workers apply it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
-from decimal import Decimal
 
 from flask import Blueprint, Response, jsonify, request
 
@@ -18,13 +16,12 @@ from smi_workflow.engine.points import Point, reach
 from smi_workflow.errors import InvalidInput
 from smi_workflow.intake import STRIPE, UPSAMPLER, reduce_stripe_event
 from smi_workflow.integrations.stripe_events import verify_event
-from smi_workflow.integrations.upsampler_api import Upscale, parse_upscale
+from smi_workflow.integrations.upsampler_api import callback_name, kept_callback, parse_upscale
 from smi_workflow.jobs.tokens import signature_is_ours
 from smi_workflow.web.bodies import check_storable, parse_json, read_body, require_json
 from smi_workflow.web.problems import Problem
 
 BODY_BYTES_MAX = 1024 * 1024
-EVENT_ID_LENGTH_MAX = 150
 URL_LENGTH_MAX = 8192
 _EVENT_ID = re.compile(r"[!-~]{1,150}", re.ASCII)
 _KIND = re.compile(r"[!-~]{1,100}", re.ASCII)
@@ -55,11 +52,8 @@ def webhook_routes(app: App) -> Blueprint:
         upscale = parse_upscale(parse_json(read_body(BODY_BYTES_MAX)))
         if len(upscale.image_url or "") > URL_LENGTH_MAX:
             raise InvalidInput("imageUrl", "is too long")
-        kept = {
-            "effect_id": effect_id, "id": upscale.id, "status": upscale.status, "imageUrl": upscale.image_url,
-            "creditCost": _plain_number(upscale.credit_cost), "error": upscale.error,
-        }  # fmt: skip
-        app.inbox.receive(UPSAMPLER, _event_id(upscale), upscale.status, _payload(kept))
+        kept = kept_callback(effect_id, upscale)
+        app.inbox.receive(UPSAMPLER, callback_name(upscale), upscale.status, _payload(kept))
         reach(Point.EVENT_KEPT)
         return jsonify(received=True)
 
@@ -72,16 +66,3 @@ def _payload(kept: Mapping[str, object]) -> str:
         return json.dumps(kept, allow_nan=False)
     except (ValueError, RecursionError):
         raise InvalidInput("body", "is nested too deeply") from None
-
-
-def _event_id(upscale: Upscale) -> str:
-    """The provider's name for the event; one that does not fit the column is known by its digest."""
-    name = f"{upscale.id}:{upscale.status}"
-    if len(name) <= EVENT_ID_LENGTH_MAX:
-        return name
-    return f"sha256-{hashlib.sha256(upscale.id.encode()).hexdigest()}:{upscale.status}"
-
-
-def _plain_number(cost: Decimal | None) -> str | None:
-    # Rounded, because 1E-999999 is a number too, and no column holds it.
-    return None if cost is None else format(cost.quantize(Decimal("0.000001")), "f")

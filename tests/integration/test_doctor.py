@@ -22,6 +22,7 @@ from smi_workflow.app import App
 from smi_workflow.cli.doctor import CHECKS, INVARIANTS
 from smi_workflow.cli.main import app as cli
 from smi_workflow.cli.surroundings import Look, Remark
+from smi_workflow.jobs.schedule import set_up_schedules
 from smi_workflow.sandbox import Sandbox
 from tests.support.apps import finished_job, open_test_app, picture, settings_environment
 from tests.support.desks import job_columns
@@ -94,8 +95,8 @@ def test_a_healthy_shop(app: App, smi: Smi) -> None:
     assert (done.exit_code, json.loads(done.stdout)["ok"]) == (0, True), told
     assert list(told) == [item.name for item in CHECKS]
     noted = {name for name, item in told.items() if item["status"] == "noted"}
-    assert noted == {"settings", "broker"}, (
-        "a test key, nobody to tell, and no broker yet: worth knowing, no fault"
+    assert noted == {"settings", "broker", "schedules"}, (
+        "a test key, nobody to tell, no broker and no relay yet: worth knowing, no fault"
     )
     assert {item["status"] for item in told.values()} == {"fine", "noted"}
 
@@ -151,6 +152,26 @@ def test_many_violations_are_counted_and_not_poured_out(app: App, smi: Smi) -> N
     done = smi("doctor", "--only", "history_gapless")
     assert done.stdout.count("it is at version 9") == 5
     assert "and 2 more" in done.stdout
+
+
+def test_periodic_work_that_is_overdue_or_fails_is_found(app: App, smi: Smi) -> None:
+    set_up_schedules(app.engine)
+
+    def look() -> tuple[str, list[str]]:
+        found = checks(smi("doctor", "--json", "--only", "schedules"))["schedules"]
+        return found["status"], [one["text"] for one in found["found"]]
+
+    schedules, now = app.job_tables.schedules, datetime.now(UTC)
+    assert look() == ("fine", [])
+    schedules.update(updated_at=now - timedelta(minutes=80)).execute()
+    status, (text,) = look()
+    assert (status, "reconcile is overdue" in text) == ("wrong", True)
+    schedules.update(updated_at=now, failures=3).execute()
+    status, (text,) = look()
+    assert (status, text.startswith("reconcile has failed 3 times running")) == ("wrong", True)
+    app.engine.fire("schedule", "reconcile", "pause", actor="admin:jane")
+    status, (text,) = look()
+    assert (status, text.startswith("reconcile is paused since")) == ("noted", True)
 
 
 def test_it_lists_what_it_checks(plain_smi: Smi) -> None:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from smi_workflow.app import WORKFLOWS
 from smi_workflow.cli import simulate as cli
 from smi_workflow.cli.main import app as smi
+from smi_workflow.effects.reconcile import Reconciler
 from smi_workflow.effects.registry import HANDLERS
 from smi_workflow.engine.attempt import Attempt, Done, Handler, Outcome
 from smi_workflow.engine.outbox import Outbox
@@ -148,6 +149,18 @@ def test_a_fault_is_found_told_and_made_smaller() -> None:
     assert (smallest.count, needed) == (1, {})
     assert smallest.failure.subject is not None
     assert any("handle_event" in line for line in smallest.story)
+
+
+def test_what_is_lost_for_good_is_found_by_the_schedule_and_by_nothing_else() -> None:
+    """Half of all webhooks never arrive, and of every third of these Stripe lists no event either."""
+    lossy = {"webhook_lost": 0.5, "event_gone": 0.3, "buyer": 0.5, "dispute": 0.3, "refund": 0.3, "upscale": 0.3}
+    for seed in range(1, 4):
+        report = simulate(Sale, seed=seed, count=25, rates=lossy)
+        assert report.failure is None, f"seed {seed}: {report.failure}"
+        assert report.faults["event_gone"] > 3
+    with patch.object(Reconciler, "go_on", lambda self, run, **_: True):
+        report = simulate(Sale, seed=1, count=25, rates=lossy)
+    assert report.failure is not None
 
 
 def test_a_fault_that_is_only_logged_is_found() -> None:

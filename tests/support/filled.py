@@ -27,6 +27,7 @@ _NAMES = {
     "smi_effects": ("subject_id",),
     "smi_inbox": ("subject_id", "event_id"),
     "smi_audit": (),
+    "smi_schedules": ("name",),
 }
 ODD = "ünï \"quoted\" 'text' \\ % 🜁 \n" + "long " * 20_000
 
@@ -66,6 +67,9 @@ def _live(folder: Path) -> dict[str, list[dict[str, Any]]]:
         events.update(odd).where(events.id == told.id).execute()
         about = {"alert_id": told.id, "job_id": odd["subject_id"], "text": ODD, "created_at": clock.now()}
         app.engine.start("alert", about, actor="system", reason="given up")
+    for number in range(10):
+        work = {"name": f"work {number}", "created_at": clock.now(), "report": ODD}
+        app.engine.start("schedule", work, actor="system")
     rows: dict[str, list[dict[str, Any]]] = {}
     for model in _models(app):
         found: Any = model.select().dicts()

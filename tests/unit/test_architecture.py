@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from smi_workflow.effects.periodic import WORK
 from smi_workflow.effects.registry import HANDLERS
 from smi_workflow.engine.unit import EVENT_QUEUE
 from smi_workflow.jobs.lifecycle import JOB
 from smi_workflow.jobs.refunds import REFUND
+from smi_workflow.jobs.schedule import PERIODIC, SCHEDULE
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTSIDE = ("stripe", "dramatiq", "redis", "requests", "flask", "PIL", "jinja2", "smtplib", "pydantic", "gunicorn")
@@ -24,7 +26,7 @@ BROKER_ROOMS = {
     "smi_workflow/integrations/consumer.py",
     "smi_workflow/integrations/embedded_broker.py",
 }
-EFFECTS = {**JOB.effects(), **REFUND.effects()}
+EFFECTS = {**JOB.effects(), **REFUND.effects(), **SCHEDULE.effects()}
 
 
 def sources(*folders: str) -> Iterator[tuple[str, str]]:
@@ -97,6 +99,10 @@ def test_only_one_place_reads_the_environment() -> None:
 def test_every_effect_has_a_handler_and_says_what_its_failure_means(name: str) -> None:
     assert name in HANDLERS
     assert (EFFECTS[name].failure is None) == bool(EFFECTS[name].harmless)
+
+
+def test_every_kind_of_periodic_work_has_code() -> None:
+    assert set(WORK) == {item.name for item in PERIODIC}
 
 
 def test_no_handler_serves_an_effect_that_nobody_owes() -> None:
