@@ -33,14 +33,16 @@ def main() -> int:
         with gunicorn(folder, "smi_workflow.web.site:create_app()", app.settings) as (url, log):
             tally = fuzz(url, range(options.first, options.first + options.requests), options.threads)
         seconds = time.monotonic() - began
-        kept = app.tables.events.select().count()
+        kept = {row.event_id for row in app.tables.events.select(app.tables.events.event_id)}
         traces = log.read_text(errors="replace").count("Traceback")
         app.close()
     told = ", ".join(f"{status or 'closed'}: {count:,}" for status, count in sorted(tally.statuses.items()))
     print(f"{options.requests:,} requests in {seconds:.0f} s: {told}")
-    print(f"taken in {tally.accepted:,}, kept {kept:,}; faults {len(tally.faults)}, traces in the log {traces}")
+    print(f"taken in {tally.accepted:,}, kept {len(kept):,}; faults {len(tally.faults)}, traces logged {traces}")
     print("\n".join(tally.faults[:20]))
-    return 1 if tally.faults or traces or kept != tally.accepted else 0
+    # Two with spoilt bodies may name one event, which is kept once.
+    is_right = tally.genuine <= kept and len(kept) <= tally.accepted
+    return 0 if is_right and not tally.faults and not traces else 1
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ def test_whatever_bytes_come_over_the_wire(tmp_path: Path) -> None:
     assert tally.faults == []
     assert "Traceback" not in log.read_text()
     kept = {row.event_id for row in app.tables.events.select()}
-    assert len(kept) == tally.accepted > REQUESTS / 20
+    # Two with spoilt bodies may name one event, which is kept once.
+    assert tally.genuine <= kept
+    assert REQUESTS / 20 < len(kept) <= tally.accepted
     for other in (app.tables.transitions, app.tables.effects, app.tables.audit, app.job_tables.jobs):
         assert other.select().count() == 0
     app.close()

@@ -38,11 +38,12 @@ class Made:
     Attributes:
         proven: it carries what only Stripe or Upsampler could have sent, over just this body.
         whole: its framing is right, so that it must be answered.
-        plain: nothing is odd about it at all, so that it must be taken in.
+        plain: nothing is odd about it at all, so that it must be taken in, under this event id.
     """
 
     seed: int
     raw: bytes
+    event_id: str
     proven: bool
     whole: bool
     plain: bool
@@ -54,6 +55,7 @@ class Tally:
 
     statuses: dict[int, int] = field(default_factory=dict)
     accepted: int = 0
+    genuine: set[str] = field(default_factory=set)  # ids of events that nothing was wrong with
     faults: list[str] = field(default_factory=list)
 
 
@@ -86,7 +88,8 @@ def make(seed: int) -> Made:
         at = chance.randrange(len(raw))
         raw = raw[:at] + bytes([chance.randrange(256)]) + raw[at + 1 :]
     whole = not spoilt & {"frame", "byte", "headers", "version", "method", "path"}
-    return Made(seed, raw, proven, whole, plain=not spoilt)
+    event_id = f"evt_{name}" if to_stripe else f"up-{name}:SUCCESS"
+    return Made(seed, raw, event_id, proven, whole, plain=not spoilt)
 
 
 # What may be wrong with a request. Whatever else is, one whose proof is wrong must never be taken in.
@@ -291,4 +294,6 @@ def fuzz(url: str, seeds: range, threads: int) -> Tally:
                 tally.faults.append(f"seed {made.seed}: {problem}: {made.raw[:300]!r}")
             tally.statuses[answer.final] = tally.statuses.get(answer.final, 0) + 1
             tally.accepted += answer.is_taken_in
+            if made.plain:
+                tally.genuine.add(made.event_id)
     return tally
