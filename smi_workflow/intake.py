@@ -121,8 +121,8 @@ class StripeReader:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The types of events that it needs; a charge's own tells which payment it belongs to."""
-        return tuple(dict.fromkeys((*self._readers, "charge.succeeded")))
+        """The types of events that it reads."""
+        return tuple(self._readers)
 
     def __call__(self, row: EventRow) -> Reading:
         event = json.loads(row.payload)
@@ -230,10 +230,8 @@ class StripeReader:
 
     def _refund(self, refund: dict[str, Any], livemode: bool) -> Reading:
         row = self._row_of(refund)
-        if isinstance(row, Ignore):
-            return row
-        if row is None:
-            return self._foreign_refund(refund, livemode)
+        if not isinstance(row, Refund):
+            return row or self._foreign_refund(refund, livemode)
         facts = {
             "stripe_refund_id": refund["id"], "amount_cents": refund.get("amount"),
             "currency": refund.get("currency"), "tries": row.tries,
@@ -308,6 +306,8 @@ class StripeReader:
             withdrawn = None if known is not None and known.withdrawn_cents else dispute.get("amount")
         if withdrawn is None and known is not None and not over:
             return Ignore(ON_RECORD)
+        # Whichever event tells of a withdrawal first: work must not go on, and its history must say why.
+        trigger = "dispute_opened" if withdrawn else trigger
         facts = {
             "dispute_id": dispute["id"], "withdrawn_cents": withdrawn, "role": payment.role,
             "payment_intent_id": payment.payment_intent_id,

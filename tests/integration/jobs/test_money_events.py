@@ -222,6 +222,17 @@ def test_how_a_chargeback_ended_says_where_the_money_is(sales: Sales, outcome: s
     sales.balances(job.job_id)
 
 
+def test_a_chargeback_whose_loss_is_all_that_is_told_ends_the_work(sales: Sales) -> None:
+    job = sales.processing()
+    dispute = sales.lever("dashboard/disputes", payment_intent=job.stripe_payment_intent_id)
+    sales.lever(f"dashboard/disputes/{dispute['id']}/close", outcome="lost")
+    (event,) = sales.events(CLOSED)
+    sales.app.inbox.handle(sales.receive(bare(event)))
+    after = sales.job(job.job_id)
+    assert (after.status, after.failure_code, after.disputed_cents) == ("failed", "chargeback", 50)
+    sales.balances(job.job_id)
+
+
 def test_two_chargebacks_add_up(sales: Sales) -> None:
     job = sales.completed()
     made = [
