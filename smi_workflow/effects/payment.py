@@ -23,8 +23,8 @@ FIND_ROUNDS_MAX = 20
 
 
 def create_checkout(world: World, attempt: Attempt) -> Outcome:
-    """Open the payment page. Its parameters depend on the row alone, so the key fits them on every attempt."""
-    job, settings = attempt.row, world.settings
+    """Open the payment page. Its parameters depend on the rows alone, so the key fits them on every attempt."""
+    job = attempt.row
     if not attempt.key_is_fresh(KEY_HORIZON):
         found = find_checkout(world, attempt)
         if found is not None:
@@ -34,9 +34,9 @@ def create_checkout(world: World, attempt: Attempt) -> Outcome:
         amount_cents=job.amount_due_cents,
         currency=job.currency,
         description="Image upscaled {} to {}x{} pixels".format(job.resolution, *job.expected_size),
-        success_url=settings.success_url.replace("{JOB_ID}", job.job_id),
-        cancel_url=settings.cancel_url.replace("{JOB_ID}", job.job_id),
-        expires_at=_ends_at(world, attempt),
+        success_url=attempt.inputs["success_url"],
+        cancel_url=attempt.inputs["cancel_url"],
+        expires_at=_ends_at(attempt),
         email=job.email,
         key=attempt.id,
     )
@@ -45,7 +45,7 @@ def create_checkout(world: World, attempt: Attempt) -> Outcome:
 
 def find_checkout(world: World, attempt: Attempt) -> Outcome | None:
     """What an attempt of unknown outcome made, found by listing; None when it made nothing that can be paid."""
-    now, end = attempt.clock.now(), _ends_at(world, attempt)
+    now, end = attempt.clock.now(), _ends_at(attempt)
     if now > end + MARGIN:
         # Nobody ever knew its address, and by now it has ended by itself: so looking for it ends, too.
         return None
@@ -55,10 +55,10 @@ def find_checkout(world: World, attempt: Attempt) -> Outcome | None:
     return None if session is None else _checkout_opened(session)
 
 
-def _ends_at(world: World, attempt: Attempt) -> datetime:
+def _ends_at(attempt: Attempt) -> datetime:
     """When the session that this effect opens ends by itself; the same on every attempt."""
     longest = timedelta(hours=PAYMENT_TIMEOUT_HOURS_MAX) - MARGIN
-    return attempt.owed_at + min(timedelta(hours=world.settings.payment_timeout_hours), longest)
+    return attempt.owed_at + min(timedelta(hours=attempt.inputs["open_hours"]), longest)
 
 
 def payment_deadline(world: World, attempt: Attempt) -> Outcome:

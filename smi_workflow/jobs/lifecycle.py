@@ -73,7 +73,7 @@ LINK_TIMERS: tuple[Owed, ...] = (
 
 STATES = (
     State(AWAITING, "the buyer is at the checkout", waiting=True, owes=(
-        CREATE_CHECKOUT.now(when=owing.has_no_checkout),
+        CREATE_CHECKOUT.now(owing.checkout_terms, when=owing.has_no_checkout),
         PAYMENT_DEADLINE.later(until_payment_is_late, owing.delayed, deadline=True),
     )),
     State(PENDING, "paid, on its way to Upsampler", waiting=True, owes=(

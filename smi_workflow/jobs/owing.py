@@ -13,6 +13,15 @@ def has_no_checkout(case: Case[Job]) -> bool:
     return bool(case.row.stripe_checkout_session_id is None)
 
 
+def checkout_terms(case: Case[Job]) -> dict[str, object]:
+    """Frozen, for every attempt must ask Stripe for the same: a deploy between two may change the settings."""
+    pages = {"success_url": case.policy.success_url, "cancel_url": case.policy.cancel_url}
+    return {
+        **{name: url.replace("{JOB_ID}", case.row.job_id) for name, url in pages.items()},
+        "open_hours": case.policy.payment_timeout_hours,
+    }
+
+
 def checkout_may_be_open(case: Case[Job]) -> bool:
     known = case.row.stripe_checkout_session_id is not None and case.facts.get("session_status") != "expired"
     return known and case.state != JobStatus.AWAITING_PAYMENT and not guards.is_paid(case)

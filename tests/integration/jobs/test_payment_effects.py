@@ -83,6 +83,20 @@ def test_a_worker_that_dies_after_stripes_answer_leaves_one_session(sales_everyw
     assert audits == [("late_result", f"effect:{sales.effect('create_checkout').id}")]
 
 
+def test_a_deploy_between_two_attempts_changes_nothing_that_stripe_is_asked(sales: Sales) -> None:
+    """Stripe refuses other parameters under the same key: they are those of the moment when it was owed."""
+    break_stripe(sales, SESSIONS, "reset_after")
+    job = sales.order()
+    before = sales.app.settings.success_url.replace("{JOB_ID}", job.job_id)
+    changed = {"success_url": "https://new.example/thanks", "cancel_url": "https://new.example/no"}
+    # The settings of a process never change: this is the next release's process.
+    sales.app.settings.__dict__.update(changed, payment_timeout_hours=1.0)
+    sales.run_down(seconds=30)
+    (session,) = sessions(sales)
+    assert sales.job(job.job_id).stripe_checkout_session_id == session["id"]
+    assert session["success_url"] == before
+
+
 def test_of_two_checkouts_the_later_is_ended(sales: Sales) -> None:
     """An admin has the job begin anew while its checkout is being opened: only one of two stays payable."""
     break_stripe(sales, SESSIONS, "status", status=503)
@@ -388,7 +402,8 @@ def test_a_refund_that_somebody_was_faster_with(sales: Sales) -> None:
     job = refunding(sales)
     sales.lever("dashboard/refunds", payment_intent=sales.job(job.job_id).stripe_payment_intent_id)
     sales.work()
-    assert [row.state for row in sales.refunds(job.job_id)] == ["failed"]
+    # Ours could not be made, and whose it was instead is found at once, without the event.
+    assert sorted(row.state for row in sales.refunds(job.job_id)) == ["failed", "succeeded"]
     sales.deliver()
     sales.balances(job.job_id)
     after = sales.job(job.job_id)
