@@ -18,7 +18,7 @@ import peewee
 from smi_workflow.effects.missed import EVENTS_KEPT, QUESTIONS, Asker, Found, Step
 from smi_workflow.effects.world import Arrivals, World
 from smi_workflow.engine.attempt import Again, Attempt, Done, Outcome
-from smi_workflow.engine.inbox import Told
+from smi_workflow.engine.inbox import Received, Told
 from smi_workflow.engine.tables import EventState
 from smi_workflow.errors import ServiceUnavailable, TransitionConflict, UnknownSubject
 
@@ -26,6 +26,7 @@ from smi_workflow.errors import ServiceUnavailable, TransitionConflict, UnknownS
 OVERLAP = timedelta(hours=1)
 SLOW_DOWN = timedelta(seconds=5)
 LINES_MAX = 200
+BUSY_MAX = 3
 
 log = logging.getLogger(__name__)
 
@@ -214,12 +215,22 @@ class Reconciler:
         if self._dry:
             self._rehearsed.add((found.provider, found.event_id))
             return inbox.rehearse(found.provider, found.event_id, found.kind, payload)
-        received = inbox.receive(found.provider, found.event_id, found.kind, payload)
+        received = self._receive(found, payload)
         try:
             return inbox.tell(received.id)
         except (TransitionConflict, peewee.OperationalError) as trouble:
             # It is in the inbox, and has been rung for.
             return Told(EventState.RECEIVED, str(trouble))
+
+
+    def _receive(self, found: Found, payload: str) -> Received:
+        for _ in range(BUSY_MAX):
+            try:
+                return self._arrivals.inbox.receive(found.provider, found.event_id, found.kind, payload)
+            except TransitionConflict:
+                # Somebody writes without a pause; nothing is taken in yet, so that it must be tried again.
+                continue
+        raise ServiceUnavailable("database", "it is too busy to take events in", code="busy")
 
 
 def reconcile(world: World, attempt: Attempt) -> Outcome:

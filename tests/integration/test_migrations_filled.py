@@ -160,7 +160,9 @@ def test_refunds_disputes_and_charges_go_forward_and_back(filled: App) -> None:
     with pytest.raises(ConfigError, match=r"\d+ refunds are pending, canceled, settled_elsewhere, which"):
         roll_back(database, MIGRATIONS, prefix=prefix, to=BEFORE_IT)
     roll_back(database, MIGRATIONS, prefix=prefix, to=MONEY_BACK)
-    assert {name: rows for name, rows in contents(database, prefix).items() if name in whole} == whole
+    # What came after it is gone with what it held.
+    later = ("wp_smi_schedules",)
+    assert contents(database, prefix) == {name: rows for name, rows in whole.items() if name not in later}
     refunds.update(state="failed").where(refunds.state.in_(("pending", "canceled", "settled_elsewhere"))).execute()
     refunds.update(tries=1, past_stripe_ids=None).where(refunds.tries > 1).execute()
     before = contents(database, prefix)
