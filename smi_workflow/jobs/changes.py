@@ -46,7 +46,7 @@ def record_payment(case: Case[Job]) -> None:
         paid_cents=cents,
         amount_charged=from_cents(cents, currency),
     )
-    _note_address(case)
+    _note_address(case, instead=_has_other_payment(case))
     _insert_payment(case, PaymentRole.SALE)
     case.record(amount_cents=cents, currency=currency, payment_intent_id=intent)
 
@@ -286,12 +286,19 @@ def override_state(case: Case[Job]) -> None:
 # -- shared -------------------------------------------------------------------------------------------------------
 
 
-def _note_address(case: Case[Job]) -> None:
-    """Whoever paid can be written to, whatever becomes of the payment."""
+def _note_address(case: Case[Job], *, instead: bool = False) -> None:
+    """Whoever paid can be written to, whatever becomes of the payment; `instead` of whom we know so far."""
     email = case.facts.get("email") or ""
+    known = bool(case.row.email) and not instead
     # Stripe takes longer addresses than any mail server, and than the column.
-    if not case.row.email and case.row.purged_at is None and 0 < len(email) <= EMAIL_LENGTH_MAX:
+    if not known and case.row.purged_at is None and 0 < len(email) <= EMAIL_LENGTH_MAX:
         case.set(email=email)
+
+
+def _has_other_payment(case: Case[Job]) -> bool:
+    """Whether the address may be of somebody whose payment fitted no sale: the link is not for them."""
+    payments = case.unit.bound(Payment)
+    return bool(case.row.email) and payments.get_or_none(payments.job_id == case.row.job_id) is not None
 
 
 def _insert_payment(case: Case[Job], role: PaymentRole) -> None:

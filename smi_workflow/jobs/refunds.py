@@ -22,6 +22,7 @@ REQUESTED, SUBMITTED, PENDING, SUCCEEDED, FAILED, CANCELED, SETTLED_ELSEWHERE = 
 
 SUBMIT_REFUND = Effect("submit_refund", queue="payments", failure="fail", attempts=84, retry_seconds_max=3600)
 CHECK_REFUND = Effect("check_refund", queue="payments", harmless="Stripe's webhook tells as well", attempts=1000)
+OVERDUE_AFTER = timedelta(hours=72)
 REFUND_OVERDUE = Effect("refund_overdue", queue="payments", harmless="its history shows the wait", attempts=10)
 # What tells the tries of one refund apart at Stripe; the first goes without.
 TRY = "try"
@@ -42,9 +43,16 @@ def was_canceled(case: Case[Refund]) -> bool:
     return bool(case.facts["status"] == "canceled")
 
 
+
+def until_overdue(case: Case[Refund]) -> timedelta:
+    """72 hours from the start, whatever it goes through meanwhile; anew when it is tried again after that."""
+    left = case.row.created_at + OVERDUE_AFTER - case.now
+    return left if left > timedelta(0) else OVERDUE_AFTER
+
+
 _told = TELL_ADMIN.now(what_happened)
 _check = CHECK_REFUND.later(lambda case: timedelta(hours=1))
-_overdue = REFUND_OVERDUE.later(lambda case: timedelta(hours=72), deadline=True)
+_overdue = REFUND_OVERDUE.later(until_overdue, deadline=True)
 
 STATES = (
     State(REQUESTED, "to be sent to Stripe", waiting=True,

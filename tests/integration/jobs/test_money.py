@@ -186,6 +186,22 @@ def test_a_refund_that_nobody_settles_is_told_after_three_days(sales: Sales) -> 
     sales.balances(job.job_id)
 
 
+def test_three_days_are_counted_from_the_start_of_a_refund(sales: Sales) -> None:
+    """Not anew with every state that it goes through."""
+    job = sales.completed()
+    sales.sandbox.stripe.faults.add({"refund": True}, {"kind": "requires_action"})
+    refund(sales, job)
+    sales.work()
+    assert sales.refunds(job.job_id)[0].state == "submitted"
+    sales.advance(hours=60)
+    (row,) = sales.refunds(job.job_id)
+    facts = {"stripe_refund_id": row.stripe_refund_id, "amount_cents": row.cents, "currency": row.currency}
+    sales.app.engine.fire("refund", row.refund_id, "pending", actor="stripe", facts=facts)
+    sales.advance(hours=12)
+    sales.work()
+    assert len(sales.mails("refund overdue")) == 1
+
+
 def test_the_webhook_of_a_refund_may_come_before_the_answer(sales_everywhere: Sales) -> None:
     """woocommerce-gateway-stripe #838: one row here, one refund there."""
     sales = sales_everywhere

@@ -117,6 +117,20 @@ def test_another_currency_is_never_accepted(unexpected: Sales) -> None:
     assert sales.job(job.job_id).status == "awaiting_payment"
 
 
+def test_whoever_paid_in_a_strange_session_does_not_get_the_link(unexpected: Sales) -> None:
+    """Their address is known first, for their refund; the sale's own buyer takes its place."""
+    sales = unexpected
+    job = sales.order()
+    sales.pay(second_session(sales, job), email="stranger@example.com")
+    settle_unexpected(sales, job, "mismatch", 50)
+    assert sales.job(job.job_id).email == "stranger@example.com"
+    sales.pay(job, email="jane@example.com")
+    sales.deliver()
+    sales.work()
+    assert sales.job(job.job_id).payment_status == "paid"
+    assert sales.job(job.job_id).email == "jane@example.com"
+
+
 def test_a_strange_session_is_never_accepted(unexpected: Sales) -> None:
     """The right amount, but not where we asked for it."""
     sales = unexpected
