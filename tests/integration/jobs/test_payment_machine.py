@@ -28,7 +28,7 @@ from tests.integration.jobs.payment_laws import DUE_CENTS, PaymentLaws, one_of, 
 from tests.support.desks import job_columns
 
 STEPS = 50
-EXAMPLES = 220 if WIDE else 24
+EXAMPLES = 400 if WIDE else 24
 STEPS_MIN = 10_000 if WIDE else 1_000
 JOBS_MAX = 2
 # What cannot be sorted out waits for three days, and then for a person.
