@@ -10,7 +10,7 @@ from smi_workflow.engine.attempt import Again, Attempt, Done, Outcome
 from smi_workflow.errors import ServiceRefused, ServiceUnavailable
 from smi_workflow.integrations.stripe_api import KEY_HORIZON
 from smi_workflow.integrations.stripe_objects import CheckoutSession, StripeRefund
-from smi_workflow.jobs.model import UNDER_WAY, Job, Payment, Refund
+from smi_workflow.jobs.model import UNDER_WAY, Job, JobStatus, Payment, Refund
 from smi_workflow.jobs.refunds import FOREIGN_ENDS, facts_of_foreign, is_of_try, metadata_of
 from smi_workflow.settings import PAYMENT_TIMEOUT_HOURS_MAX, STRIPE_EXPIRY_MARGIN_SECONDS
 
@@ -91,6 +91,12 @@ def expire_session(world: World, attempt: Attempt) -> Outcome:
     """The job is over: end its checkout, so that nobody pays for it."""
     session_id = attempt.inputs.get("session_id") or attempt.row.stripe_checkout_session_id
     session = world.stripe.expire_checkout_session(session_id, key=attempt.id)
+    if session.payment_status == "paid" and not _payment_is_known(world, session):
+        # Somebody was quicker, and nobody has told us yet.
+        waits = attempt.row.status in (JobStatus.AWAITING_PAYMENT, JobStatus.ABANDONED)
+        trigger = "payment_received" if waits and _fits(attempt.row, session) else "payment_unexpected"
+        facts = payment_facts(session)
+        return Done(trigger, facts, actor="stripe", reason="found when it was ended", on_refusal="skip")
     return Done(note=f"the session is {session.status}")
 
 
@@ -219,16 +225,26 @@ def _checkout_opened(session: CheckoutSession) -> Outcome:
 
 def _found_payment(world: World, job: Job, session: CheckoutSession) -> Outcome:
     """A payment whose webhook was lost; or one that does not fit, after which nobody can pay any more."""
-    payments = world.engine.bound(Payment)
-    if payments.get_or_none(payments.payment_intent_id == session.payment_intent) is not None:
+    if _payment_is_known(world, session):
         return Done(
             "abandon", {"session_status": "spent"}, reason="what was paid did not fit, and goes its own way"
         )
     facts, reason = payment_facts(session), "found at the deadline"
-    paid = (session.amount_total_cents, session.currency, session.livemode)
-    if paid == (job.amount_due_cents, job.currency, job.livemode):
+    if _fits(job, session):
         return Done("payment_received", facts, actor="stripe", reason=reason)
     return Again(LOOK_AGAIN, "what was paid does not fit", "payment_unexpected", facts, reason)
+
+
+def _payment_is_known(world: World, session: CheckoutSession) -> bool:
+    payments = world.engine.bound(Payment)
+    return payments.get_or_none(payments.payment_intent_id == session.payment_intent) is not None
+
+
+def _fits(job: Job, session: CheckoutSession) -> bool:
+    if session.id != job.stripe_checkout_session_id:
+        return False
+    paid = (session.amount_total_cents, session.currency, session.livemode)
+    return paid == (job.amount_due_cents, job.currency, job.livemode)
 
 
 def _refund_outcome(refund: StripeRefund) -> Done:

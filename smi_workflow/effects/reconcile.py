@@ -24,6 +24,7 @@ from smi_workflow.errors import ServiceUnavailable, TransitionConflict, UnknownS
 
 # Clocks differ, and Stripe lists an event a little after it has happened.
 OVERLAP = timedelta(hours=1)
+ASKED_AGAIN = timedelta(days=3)
 SLOW_DOWN = timedelta(seconds=5)
 LINES_MAX = 200
 BUSY_MAX = 3
@@ -103,6 +104,13 @@ class Run:
             "tallies": {name: Tally(**tally) for name, tally in told["tallies"].items()},
             "lines": [Line(**line) for line in told["lines"]],
         })  # fmt: skip
+
+    @property
+    def told_until(self) -> datetime:
+        """Until when everything is known: what could not be told is asked of again, for a few days."""
+        if not self.total().unanswered:
+            return self.began
+        return max(self.since + OVERLAP, self.began - ASKED_AGAIN)
 
     def total(self) -> Tally:
         """All questions together."""
@@ -222,7 +230,6 @@ class Reconciler:
             # It is in the inbox, and has been rung for.
             return Told(EventState.RECEIVED, str(trouble))
 
-
     def _receive(self, found: Found, payload: str) -> Received:
         for _ in range(BUSY_MAX):
             try:
@@ -250,7 +257,7 @@ def reconcile(world: World, attempt: Attempt) -> Outcome:
     if not is_over:
         return Again(timedelta(0), run.question, "progressed", _progress(run), run.summary())
     facts = {
-        "memory": json.dumps({"told_until": run.began.isoformat()}), "report": json.dumps(run.as_json()),
+        "memory": json.dumps({"told_until": run.told_until.isoformat()}), "report": json.dumps(run.as_json()),
     }  # fmt: skip
     return Done("finish", facts, reason=run.summary())
 

@@ -34,6 +34,9 @@ ACTS: tuple[tuple[str, dict[str, Any]], ...] = (
     *(("override", {"target": target, "effects": effects}) for target in JobStatus for effects in (True, False)),
 )
 
+# Some are left lying, as people do.
+ALERTS_CLOSED = 3
+
 
 class Admins:
     """Everybody who may act."""
@@ -47,7 +50,8 @@ class Admins:
         """Now and then, over the days that the trouble lasts."""
         stage = self._stage
         long = stage.random.choice((3_600.0, 86_400.0, 345_600.0)) + 60.0 * self._count
-        self._shop.employ("the trouble lasts", lambda: None, after=long)
+        # Whoever sweeps up at the end: what nobody could apply for three days has been raised by then.
+        self._shop.employ("the trouble lasts", self._close_alerts, after=long)
         for number in range(self._count):
             if stage.faults.strikes("admin"):
                 moment = stage.random.uniform(0, 60.0 * self._count) * stage.random.choice((1, 1, 1, 5))
@@ -101,7 +105,16 @@ class Admins:
             alerts = list(tables.alerts.select().order_by(tables.alerts.id))
             if alerts:
                 return workflow, alerts[self._stage.random.randrange(len(alerts))].alert_id, named, facts
+        if trigger == "resend":
+            jobs = tables.jobs
+            done = list(jobs.select().where(jobs.status == JobStatus.COMPLETED).order_by(jobs.id))
+            job_id = done[self._stage.random.randrange(len(done))].job_id if done else job_id
         return "job", job_id, "notice_failed" if workflow else trigger, facts
+
+    def _close_alerts(self) -> None:
+        alerts = self._shop.app.job_tables.alerts
+        for alert in list(alerts.select().where(alerts.state == "open").order_by(alerts.id).limit(ALERTS_CLOSED)):
+            self._fire_at("alert", alert.alert_id, "close")
 
     def _mind_schedule(self) -> None:
         """Somebody runs periodic work by hand, or pauses it for a while; whoever pauses it remembers."""
@@ -115,12 +128,15 @@ class Admins:
                 stage.sleep(60.0)
 
     def _fire_schedule(self, trigger: str) -> bool:
+        return self._fire_at("schedule", "reconcile", trigger)
+
+    def _fire_at(self, workflow: str, key: str, trigger: str) -> bool:
         shop, stage = self._shop, self._stage
         try:
             web = shop.web()
             with stage.inside(web):
                 shop.apps[web.release].engine.fire(
-                    "schedule", "reconcile", trigger, actor="admin:jane", reason="simulated"
+                    workflow, key, trigger, actor="admin:jane", reason="simulated"
                 )
         except (SmiError, Unreachable) as refusal:
             stage.tell(f"admin is told: {refusal}")

@@ -26,7 +26,7 @@ from smi_workflow.engine.invariants import ENGINE_INVARIANTS, Invariant, Violati
 from smi_workflow.engine.perform import Performer
 from smi_workflow.engine.tables import Tables
 from smi_workflow.engine.workflow import Workflow
-from smi_workflow.errors import SmiError
+from smi_workflow.errors import SmiError, TransitionConflict
 from smi_workflow.simulation.calls import Caller
 from smi_workflow.simulation.scenario import Props, Release
 from smi_workflow.simulation.stage import LEASE_SECONDS, Process, Unreachable
@@ -67,7 +67,16 @@ class OwnWorld:
 
     def start(self, workflow: str, columns: Mapping[str, object], *, actor: str = "system") -> Any:
         """Begin a subject, from a process that may die over it; tried again until it stands or is refused."""
-        return self._ask(lambda: self.engine.start(workflow, columns, actor=actor))
+        key = str(columns[self.engine.workflows[workflow].key])
+
+        def begin() -> Any:
+            try:
+                return self.engine.start(workflow, columns, actor=actor)
+            except TransitionConflict:
+                # It stands: an earlier try was committed, and its process died before it could say so.
+                return self.engine.read(workflow, key)
+
+        return self._ask(begin)
 
     def fire(self, workflow: str, key: str, trigger: str, *, actor: str = "system", **facts: Any) -> bool:
         """Fire a trigger the same way; False when it is refused."""

@@ -18,7 +18,10 @@ def sell_one(folder: Path, **settings: Any) -> None:
         job_id = stack.order(f"{site.url}/photo.png", (60, 40))
         stack.pay(job_id)
         stack.wait_for(job_id, lambda job: job.status == JobStatus.COMPLETED and job.email_sent, "the delivery")
-        assert stack.triggers(job_id) == [
+        triggers = stack.triggers(job_id)
+        # Its own event may come at any moment.
+        triggers.remove("charge_noted")
+        assert triggers == [
             "create", "checkout_opened", "payment_received", "upscale_started", "upscale_delivered", "complete",
             "notice_sent",
         ]  # fmt: skip

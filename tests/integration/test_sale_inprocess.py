@@ -23,7 +23,10 @@ def test_a_sale_is_delivered(tmp_path: Path) -> None:
         shop.work_until(lambda: shop.job(told["job_id"]).email_sent)
 
         job = shop.job(told["job_id"])
-        assert shop.triggers(job.job_id) == [
+        triggers = shop.triggers(job.job_id)
+        # Its own event may come at any moment.
+        triggers.remove("charge_noted")
+        assert triggers == [
             "create", "checkout_opened", "payment_received", "upscale_started", "upscale_delivered", "complete",
             "notice_sent",
         ]  # fmt: skip

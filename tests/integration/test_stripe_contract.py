@@ -213,7 +213,7 @@ def test_what_a_shop_really_sends(
         sales.app.jobs.fire(other.job_id, "refund", actor="admin:jane", reason="asked")
         stripe.faults.add({"method": "POST", "path": "/v1/refunds"}, {"kind": "reset_after"})
         sales.work()
-        sales.advance(hours=25)
+        sales.advance(hours=23, minutes=30)
         sales.work()
     for request in server.requests:
         check_against_description(request)

@@ -97,6 +97,22 @@ def test_a_deploy_between_two_attempts_changes_nothing_that_stripe_is_asked(sale
     assert session["success_url"] == before
 
 
+@pytest.mark.parametrize("target", ["abandoned", "failed"])
+def test_what_was_paid_before_its_checkout_could_be_ended_is_found_there(sales: Sales, target: str) -> None:
+    """No event told of it: it revives what was given up, and goes back where nothing is sold any more."""
+    job, facts = sales.order(), {"target": target, "effects": False}
+    sales.app.jobs.fire(job.job_id, "override", actor="admin:jane", reason="nobody pays", facts=facts)
+    sales.pay(job)
+    assert sales.perform("expire_session") == "done"
+    sales.work()
+    sales.balances(job.job_id)
+    expected = {"abandoned": ("processing", 50), "failed": ("failed", 0)}
+    assert (sales.job(job.job_id).status, sales.job(job.job_id).paid_cents) == expected[target]
+    assert [payment.role for payment in sales.payments(job.job_id)] == [
+        "sale" if target == "abandoned" else "surplus"
+    ]
+
+
 def test_of_two_checkouts_the_later_is_ended(sales: Sales) -> None:
     """An admin has the job begin anew while its checkout is being opened: only one of two stays payable."""
     break_stripe(sales, SESSIONS, "status", status=503)

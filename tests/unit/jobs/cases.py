@@ -32,7 +32,8 @@ def job_case(
 
 def refund_case(state: str = "requested", facts: dict[str, Any] | None = None, **columns: Any) -> Case[Refund]:
     """A refund of 100 cents in this state."""
-    given = {"refund_id": "r1", "job_id": "job-1", "payment_intent_id": "pi", "cents": 100, "currency": "usd"}
+    given = {"refund_id": "r1", "job_id": "job-1", "payment_intent_id": "pi", "cents": 100, "currency": "usd",
+             "created_at": NOW}
     return _case(Refund(**{**given, **columns, "state": state}), state, facts, "", "")
 
 
