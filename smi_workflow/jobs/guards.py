@@ -186,8 +186,16 @@ def only_listed_fields(case: Case[Job]) -> str | None:
     wrong = sorted(str(name) for name in set(fields) - AMENDABLE)
     if wrong:
         return f"cannot be amended: {', '.join(wrong)} (can: {', '.join(sorted(AMENDABLE))})"
+    if "email" in fields and _checkout_is_being_opened(case.row):
+        return "the checkout is being opened with the address as it is: amend it once that is done"
     problem = amendment_problem(fields)
     return None if problem is None else " ".join(problem)
+
+
+def _checkout_is_being_opened(job: Job) -> bool:
+    """Stripe is asked with the address; other parameters under the same key it refuses."""
+    unpaid = job.status in (JobStatus.AWAITING_PAYMENT, JobStatus.ABANDONED)
+    return unpaid and job.stripe_checkout_session_id is None
 
 
 def only_costs_are_corrected(case: Case[Job]) -> str | None:
