@@ -62,7 +62,8 @@ def test_nothing_is_declared_that_the_simulation_cannot_produce() -> None:
     events: Counter[str] = Counter()
     faults: Counter[str] = Counter()
     # Rare things must happen within few sales: everything unusual is made usual.
-    often = {**ALL, "buyer": 0.7, "refund": 0.5, "dispute": 0.3, "admin": 1.0, "upscale": 0.2, "flush": 0.002}
+    often = {**ALL, "buyer": 0.7, "refund": 0.5, "dispute": 0.3, "admin": 1.0, "upscale": 0.2, "flush": 0.002,
+             "event_gone": 0.9, "webhook_lost": 0.2}
     for seed in range(31, 31 + 40):
         report = simulate(Sale, seed=seed, count=60, rates=often)
         assert report.failure is None, f"seed {seed}: {report.failure}"
