@@ -78,7 +78,7 @@ def books_of(app: App, sandbox: Sandbox, receiver: Receiver, job_id: str, mark: 
     lines = [
         *_stripe(sandbox, mark), *_upsampler(sandbox, mark), *_mails(app, sandbox, job, mark), *_rows(app, job),
         *_history(app, job), *_queue(app, mark), *_kept_files(app, job, mark),
-        *_hooks(receiver, job_id),
+        *_hooks(app, receiver, job_id),
     ]  # fmt: skip
     return Counter(line.replace(job_id, "<job>") for line in lines)
 
@@ -117,17 +117,29 @@ def _mails(app: App, sandbox: Sandbox, job: Job, mark: Mark) -> Iterator[str]:
         yield f"link: answers {answer.status_code}{', the stored file' if is_stored else ''}"
 
 
-def _hooks(receiver: Receiver, job_id: str) -> Iterator[str]:
+def _places(app: App, job_id: str) -> dict[int, int]:
+    """Sequence → place among the transitions that come in one order; a charge is told of at any moment."""
+    places: dict[int, int] = {}
+    for row in app.jobs.history(job_id):
+        places[row.sequence] = max(places.values(), default=0) + (row.trigger != "charge_noted")
+    return places
+
+
+def _hooks(app: App, receiver: Receiver, job_id: str) -> Iterator[str]:
     """What a receiver that dedupes by id has heard; each message must be signed, and the same each time."""
+    places = _places(app, job_id)
     heard = {(message.id, message.body): message.verified() for message in receiver.messages}
     for content in heard.values():
         if content["data"]["job_id"] == job_id:
-            yield f"hook: {content['type']}, transition {content['data']['sequence']}, {content['data']['status']}"
+            place = places[content["data"]["sequence"]]
+            yield f"hook: {content['type']}, transition {place}, {content['data']['status']}"
 
 
 def _rows(app: App, job: Job) -> Iterator[str]:
     for name, value in sorted(job.__data__.items()):
-        if name in SAME_COLUMNS:
+        if name == "visit":
+            yield f"job: visit {_places(app, job.job_id)[value]}"
+        elif name in SAME_COLUMNS:
             yield f"job: {name} {value}"
         else:
             yield f"job: {name} {'is unset' if value in (None, '') else 'is set'}"
