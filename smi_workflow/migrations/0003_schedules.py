@@ -54,11 +54,12 @@ def up(migrator: Any, db: Database) -> None:
 def down(migrator: Any, db: Database) -> None:
     """Drop them, and with them what the runs remember: the next ones begin anew."""
     refunds = _bound(Refund, migrator, db)
-    schema = refunds._schema  # type: ignore[attr-defined]
-    there = {index.name for index in db.get_indexes(refunds._meta.table_name)}
+    table = refunds._meta.table_name
+    there = {index.name for index in db.get_indexes(table)}
     for index in refunds._meta.fields_to_index():
-        if {index._name, index._name[:63]} & there:
-            db.execute(schema._drop_index(index, safe=False))  # type: ignore[no-untyped-call]
+        for name in {index._name, index._name[:63]} & there:
+            # The migrator knows how each database names it: MariaDB wants the table as well.
+            migrator.migrate(migrator.drop_index(table, name))
     db.drop_tables([_bound(Schedule, migrator, db)], safe=True)
 
 
