@@ -296,7 +296,7 @@ class Alert(Subject):
     alert_id = CharField(64, unique=True, help_text="What it is about: an event's id in the inbox.")
     job_id = CharField(255, null=True, index=True, help_text="The sale, where one is known.")
     state = CharField(16, default=AlertState.OPEN, constraints=[_one_of("state", AlertState)])
-    text = TextField()
+    text = LongTextField()
     created_at = UtcDateTimeField()
     updated_at = UtcDateTimeField()
 

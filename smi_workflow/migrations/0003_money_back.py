@@ -93,7 +93,7 @@ class Alert(Model):
     alert_id = CharField(64, unique=True)
     job_id = CharField(255, null=True, index=True)
     state = CharField(16, constraints=[Check("state IN ('open', 'closed')")])
-    text = TextField()
+    text = LongTextField()
     created_at = UtcDateTimeField()
     updated_at = UtcDateTimeField()
 
