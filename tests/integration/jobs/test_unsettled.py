@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from peewee import MySQLDatabase
 
 from smi_workflow.app import App
 from smi_workflow.engine.database import is_sqlite
@@ -82,6 +83,8 @@ def test_a_job_that_moves_on_meanwhile_breaks_nothing(app: App, monkeypatch: pyt
 
 @pytest.mark.parametrize("state", ["awaiting_payment", "processing", "left"])
 def test_a_page_costs_what_it_holds_and_not_what_is_at_rest(app: App, state: str) -> None:
+    if isinstance(app.database, MySQLDatabase):
+        pytest.skip("plans are read on SQLite and PostgreSQL; MariaDB tells them in another form")
     rare = {MANY - 30: "awaiting_payment", MANY - 20: "processing", MANY - 10: "awaiting_payment"}
     fill(app, [rare.get(number, ("completed", "abandoned")[number % 2]) for number in range(MANY)])
     app.database.execute_sql("ANALYZE")  # type: ignore[no-untyped-call]
