@@ -15,7 +15,7 @@ from typing import Any
 from tests.chaos.evidence import Evidence, Mail, Opened, Promise, Row
 
 ENDED = ("completed", "failed", "abandoned")
-ENDED_REFUNDS = ("succeeded", "failed")
+ENDED_REFUNDS = ("succeeded", "failed", "canceled", "settled_elsewhere")
 # Money that is on its way back counts as gone; what the bank has sent back does not.
 COUNTED = ("pending", "requires_action", "succeeded")
 LINK_SUBJECT = "Your upscaled image is ready"
@@ -225,7 +225,8 @@ def never_ended(books: Books) -> Found:
         if key not in last or last[key].sequence < row.sequence:
             last[key] = row
     for (workflow, subject_id), row in last.items():
-        if row.to_state not in (ENDED if workflow == "job" else ENDED_REFUNDS):
+        # Periodic work goes on, and what waits for a person may wait.
+        if workflow in ("job", "refund") and row.to_state not in (ENDED if workflow == "job" else ENDED_REFUNDS):
             yield subject_id, f"{workflow} is still {row.to_state}"
 
 
